@@ -73,6 +73,12 @@ class PoolConfig(Section):
     auto: devices that are left over also divide the tokens of a row, in families that can: by Ulysses if they divide
     the attention heads, else by gathering keys and values. ulysses: never by gathering. Pictures differ by rounding.
     """
+    shard_weights: Literal["auto"] | bool = "auto"
+    """Whether each of those devices has a part of a backbone's weights, and gathers each block's as it is needed.
+
+    auto: of backbones that would stream from host memory on one device, if their parts fit. Models with functions of
+    node packs or model patches are as on one device, and GLIGEN is refused.
+    """
     spans_hosts: bool = False
     """Whether those devices may be on several hosts, for models of which a host has too few devices.
 
@@ -233,6 +239,8 @@ class PoolConfig(Section):
         if self.devices_per_replica == 1:
             if self.parallel != "auto":
                 raise ValueError(f"pool {self.name}: parallel is for a pool with devices_per_replica of 2 or more")
+            if self.shard_weights != "auto":
+                raise ValueError(f"pool {self.name}: shard_weights is for a pool with devices_per_replica of 2 or more")
             if self.spans_hosts:
                 raise ValueError(f"pool {self.name}: spans_hosts is for a pool with devices_per_replica of 2 or more")
             return self

@@ -28,6 +28,7 @@ from serve_app.sampling.forward import Piece
 
 if TYPE_CHECKING:
     from serve_app.models.ranks.leader import Leader
+    from serve_app.models.weights.sharded_blocks import ShardedBlocks, WeightRanks
 
 _log = log.get("models")
 
@@ -37,20 +38,22 @@ class ForwardOptions:
     """How forwards of backbones run on a device.
 
     splits_texts: its fastest attention takes no mask, so rows with texts of unequal lengths may run apart. compiled:
-    repeated blocks are compiled, where they can be. ranks: that compute forwards with this process.
+    repeated blocks are compiled, where they can be. ranks: that compute forwards with this process. weight_ranks: that
+    have weights of sharded backbones with it.
     """
 
     splits_texts: bool = False
     compiled: bool = False
     ranks: Leader | None = None
+    weight_ranks: WeightRanks | None = None
 
 
 class LoadedNetwork:
     """The weights of one backbone.
 
     key: equal for equal weights, whatever LoRAs are used with them. trained_as: the training that the file states.
-    replays: runs the forwards; None: eagerly. streamed: some weights stay on the host and are copied for each forward.
-    Errors: ModelFileError as `Leader.check`.
+    replays: runs the forwards; None: eagerly. streamed: some weights stay elsewhere and are copied for each forward.
+    shards: the blocks of which ranks have parts. Errors: ModelFileError as `Leader.check`.
     """
 
     def __init__(
@@ -62,10 +65,12 @@ class LoadedNetwork:
         replays: Replays | None = None,
         streamed: bool = False,
         options: ForwardOptions | None = None,
+        shards: ShardedBlocks | None = None,
     ) -> None:
         options = options or ForwardOptions()
         self.key = key
         self.streamed = streamed
+        self.shards = shards
         self.family = family
         self.module = module
         self.trained_as = trained_as
@@ -107,11 +112,14 @@ class LoadedNetwork:
     def answer(self, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows, float32, from one forward; their group keys are equal.
 
-        Exclusive rows come alone, and their outputs do not depend on earlier forwards.
+        Exclusive rows come alone, and their outputs do not depend on earlier forwards. Errors: NodeError as
+        `Leader.repeated`.
         """
         with nullcontext() if self.family.dispatches else dispatched():
             if self._ranks is not None and self._ranks.computes(self.family, rows):
                 return self._ranks.answer(self, rows)
+            if self._ranks is not None and self.shards is not None:
+                return self._ranks.repeated(self, rows)
             asked, rows = len(rows), self._padded(rows)
             with self.prepared(rows) as call:
                 if call is None:
@@ -145,7 +153,8 @@ class LoadedNetwork:
         """Return the output of a call of `prepared`, float32."""
         # Blocks with other changes than a CUDA graph could contain would be compiled again and again.
         compiled = None if call.variant is None else self.blocks
-        with nullcontext() if compiled is None else compiled.running():
+        gathers = nullcontext() if self.shards is None else self.shards.forward()
+        with gathers, nullcontext() if compiled is None else compiled.running():
             [output] = self.replays.answer(self._weight, call, torch.float32)
         return output
 

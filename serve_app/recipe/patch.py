@@ -12,7 +12,7 @@ from serve_app.recipe.layers import DifferentialDiffusion, EasyCache, LayerPatch
 from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.text import ClipSkip, LoadedAs, ProjectedBy, T5Padding
 from serve_app.recipe.training import Training
-from serve_app.recipe.weights import ComputedIn, Rounded, Streams, WeightChange
+from serve_app.recipe.weights import ComputedIn, Rounded, Sharded, Streams, WeightChange
 
 Patch: TypeAlias = (
     ClipSkip
@@ -25,6 +25,7 @@ Patch: TypeAlias = (
     | Rounded
     | ComputedIn
     | Streams
+    | Sharded
     | HintKind
     | DiffControlNetBase
     | GuidancePatch

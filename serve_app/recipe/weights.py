@@ -84,3 +84,8 @@ class Streams:
     """Stream a backbone's weights to the GPU during each forward. share: of the weight budget that stays resident."""
 
     share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sharded:
+    """Keep a part of each block's weights on each of a replica's devices, and gather them during each forward."""

@@ -44,6 +44,7 @@ from serve_app.store.work.node_results import NodeResultFiles
 
 if TYPE_CHECKING:
     from serve_app.models.ranks.leader import Leader
+    from serve_app.models.weights.sharded_blocks import WeightRanks
     from serve_app.models.weights.weights import Weights
 
 _log = log.get("replica")
@@ -262,11 +263,11 @@ def _threads(pool: PoolConfig, device: torch.device) -> int:
 
 def weights_on(
     catalog: Catalog, pool: PoolConfig, device: torch.device, ranks: Leader | None = None
-) -> tuple[Callable[[], Weights], Memory | None]:
+) -> tuple[Callable[[WeightRanks | None], Weights], Memory | None]:
     """Return a function that makes the weights of a pool's device, and the device's memory, if it can be measured.
 
-    The function imports torch's parts, which takes seconds. What the device must have is checked here, and the process
-    set up for it. Errors: ConfigError.
+    The function takes the ranks that have sharded weights with this process, and imports torch's parts, which takes
+    seconds. What the device must have is checked here, and the process set up for it. Errors: ConfigError.
     """
     set_arithmetic(pool, device)
     budget_bytes, memory = memory_of(pool, device)
@@ -274,7 +275,7 @@ def weights_on(
     check_dtypes(pool, device)
     set_kernels(pool, device)
 
-    def make() -> Weights:
+    def make(weight_ranks: WeightRanks | None) -> Weights:
         from serve_app.models.network import ForwardOptions
         from serve_app.models.weights.weights import Weights
 
@@ -287,7 +288,7 @@ def weights_on(
             forwards_bytes=0 if memory is None else memory.planned_bytes - budget_bytes,
             host_bytes=host_bytes,
             fp8_matmul=fp8_matmul_of(pool, device),
-            options=ForwardOptions(splits_texts(device), pool.compile, ranks),
+            options=ForwardOptions(splits_texts(device), pool.compile, ranks, weight_ranks),
         )
 
     return make, memory
@@ -304,7 +305,7 @@ def make_models(
             from serve_app.engine.engine import Engine
             from serve_app.engine.runtime import EngineRuntime
 
-            weights = make_weights()
+            weights = make_weights(None if ranks is None else ranks.group.weights)
         engine = Engine(pool.max_cells, timeline_of(device), memory, weights=weights)
         latents = pool.latents(cuda=device.type == "cuda")
         return EngineRuntime(

@@ -59,7 +59,7 @@ def lead(pool: PoolConfig, meeting: Meeting) -> Leader:
     from serve_app.models.ranks.leader import Leader
     from serve_app.replica.assemble import device_of
 
-    return Leader(_join(pool, 0, meeting, device_of(pool)), pool.parallel)
+    return Leader(_join(pool, 0, meeting, device_of(pool)), pool.parallel, pool.shard_weights)
 
 
 def follow(config: AppConfig, pool: PoolConfig, rank: int, meeting: Meeting) -> None:
@@ -74,9 +74,8 @@ def follow(config: AppConfig, pool: PoolConfig, rank: int, meeting: Meeting) -> 
     if pool.threads or device.type != "cuda":
         torch.set_num_threads(pool.threads or max(1, round(pool.num_cpus)))
     make_weights, _ = weights_on(open_catalog(config), pool, device)
-    weights = make_weights()
     group = _join(pool, rank, meeting, device)
-    Follower(group, weights).run()
+    Follower(group, make_weights(group.weights)).run()
     group.close()
 
 

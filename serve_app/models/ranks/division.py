@@ -7,7 +7,8 @@ the tokens of a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 Parallel: TypeAlias = Literal["auto", "rows", "ulysses"]
@@ -38,6 +39,17 @@ def divide(rows: int, ranks: int, heads: int | None, parallel: Parallel = "auto"
     parts = min(rows, ranks // degree)
     bounds = [rows * number // parts for number in range(parts + 1)]
     return [Part(range(*bounds[number : number + 2]), number * degree, degree) for number in range(parts)]
+
+
+def repeated(parts: Sequence[Part], ranks: int) -> list[Part]:
+    """Return parts for all ranks: those that are left over compute the first one's rows once more.
+
+    So all gather weights of which each has a part. The outputs of what is repeated are of no use.
+    """
+    [*made] = parts
+    while (first_rank := made[-1].ranks.stop) < ranks:
+        made.append(replace(made[0], first_rank=first_rank))
+    return made
 
 
 def degrees(ranks: int, heads: int | None, parallel: Parallel) -> list[int]:

@@ -19,13 +19,14 @@ from serve_app.models.ranks.sharding import sharded_over
 from serve_app.models.ranks.vaes import VaeFollower
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Sharded
 
 
 class Follower:
     """Carries out rank 0's orders. weights: of this rank's device, within the budget of rank 0's.
 
     It holds a part of what rank 0 holds, and evicts by itself. An error in rows of its own is rank 0's to raise. One in
-    a forward whose tokens it shares ends it, and with it the replica, as the others wait for it.
+    a forward whose tokens or weights it shares ends it, and with it the replica, as the others wait for it.
     """
 
     def __init__(self, group: RankGroup, weights: Weights) -> None:
@@ -67,7 +68,7 @@ class Follower:
         try:
             output = self._output(own, buffer)
         except Exception as error:
-            if own.part.degree > 1 or isinstance(error, RankLostError):
+            if own.part.degree > 1 or _shards_weights(own) or isinstance(error, RankLostError):
                 raise
             self._group.say("forwards", Failure.of(error))
             return
@@ -85,9 +86,16 @@ class Follower:
                 backbones[recipe] = self._weights.backbone(recipe, hold)
             rows = [replace(row, loras=backbones[row.recipe].loras) for row in order.rows]
             network = backbones[order.rows[0].recipe].network
+            if network.shards is not None:
+                network.shards.follow(order.blocks)
             call = stack.enter_context(network.prepared(rows, unpacked(buffer, order.inputs)))
             assert call is not None
             sharded = order.part.degree > 1
             stack.enter_context(uninterrupted(network.family.dispatches))
             stack.enter_context(sharded_over(self._group.sequence(order.part.degree)))
             return network.run(replace(call, variant=None) if sharded else call)
+
+
+def _shards_weights(order: PartOrder) -> bool:
+    recipe = order.rows[0].recipe
+    return recipe is not None and recipe.last(Sharded) is not None

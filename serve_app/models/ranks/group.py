@@ -9,7 +9,7 @@ left cannot know how far it came.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,11 +27,15 @@ from serve_app.models.ranks.meeting import MEET_S, Kind, Meeting, accepted, conn
 
 @dataclass(slots=True)
 class SentBytes:
-    """Bytes that this rank has sent to others: in all-to-alls, in all-gathers, and to one rank at a time."""
+    """Bytes that this rank has sent to others: in all-to-alls, in all-gathers, and to one rank at a time.
+
+    weights: in all-gathers of blocks' weights.
+    """
 
     exchanged: int = 0
     gathered: int = 0
     sent: int = 0
+    weights: int = 0
 
 
 class RankGroup:
@@ -45,6 +49,8 @@ class RankGroup:
         self.rank, self.size, self.device = rank, size, device
         self.sent = SentBytes()
         self._sequences: dict[int, SequenceGroup] = {}
+        self.weights: WeightsGroup
+        """This rank among all, for weights that they have in parts."""
         with lost_ranks():
             if rank:
                 self._meet(meeting, timeout_s)
@@ -72,6 +78,10 @@ class RankGroup:
                 group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
                 if isinstance(group, dist.ProcessGroup):  # of which this rank is a member
                     self._sequences[degree] = SequenceGroup(group, self.rank - first, degree, self.sent)
+        # One of their own, so that tokens do not wait for the next block's weights.
+        group = dist.new_group(timeout=timedelta(seconds=timeout_s))
+        assert isinstance(group, dist.ProcessGroup)
+        self.weights = WeightsGroup(group, self.rank, self.size, self.sent)
 
     def sequence(self, degree: int) -> SequenceGroup | None:
         """Return this rank among as many neighbouring ones that share tokens, a divisor of `size`; None for one."""
@@ -153,6 +163,27 @@ class SequenceGroup:
         with lost_ranks():
             dist.all_gather(into, source, group=self.group)
         return torch.cat([one[:size] for one, size in zip(whole, sizes, strict=True)]).movedim(0, dim)
+
+
+class WeightsGroup:
+    """The ranks that have networks' weights in parts; implements `sharded_blocks.WeightRanks`."""
+
+    def __init__(self, group: dist.ProcessGroup, rank: int, size: int, sent: SentBytes) -> None:
+        self.rank, self.size = rank, size
+        self._group = group
+        self._sent = sent
+
+    def gather(self, own: Tensor, whole: Tensor) -> Callable[[], None]:
+        self._sent.weights += own.nbytes * (self.size - 1)
+        with lost_ranks():
+            work = dist.all_gather_into_tensor(whole, own, group=self._group, async_op=True)
+
+        def wait() -> None:
+            with lost_ranks():
+                assert work is not None
+                work.wait()
+
+        return wait
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

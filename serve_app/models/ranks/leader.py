@@ -11,18 +11,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from serve_app.errors import ModelFileError, RankLostError
+from serve_app.errors import ModelFileError, NodeError, RankLostError
 from serve_app.models.batch_inputs import is_batched, map_rows
 from serve_app.models.families.family import BackboneFamily, Family, Rows, VaeFamily
 from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import CapturableCall, Inputs
 from serve_app.models.kernels.attention import uninterrupted
-from serve_app.models.ranks.division import Parallel, Part, degrees, divide
+from serve_app.models.ranks.division import Parallel, Part, degrees, divide, repeated
 from serve_app.models.ranks.group import RankGroup, SentBytes
 from serve_app.models.ranks.meeting import KINDS
 from serve_app.models.ranks.orders import Failure, PartOrder, TensorShape, outline, packed, shapes_of
@@ -38,11 +38,16 @@ if TYPE_CHECKING:
 class Leader:
     """Has forwards computed by a group of ranks. parallel: how they are divided.
 
+    shards_weights: whether each rank has a part of backbones' weights; "auto": of those that do not fit one device.
+
     Forwards are asked for by one thread, loads by one at a time. Errors: RankLostError once a rank is lost.
     """
 
-    def __init__(self, group: RankGroup, parallel: Parallel = "auto") -> None:
+    def __init__(
+        self, group: RankGroup, parallel: Parallel = "auto", shards_weights: bool | Literal["auto"] = "auto"
+    ) -> None:
         self.group = group
+        self.shards_weights = shards_weights
         self._parallel: Parallel = parallel
         self._vaes = VaeLeader(group)
 
@@ -98,7 +103,8 @@ class Leader:
     def computes(self, family: BackboneFamily, rows: Sequence[Rows]) -> bool:
         """Whether the ranks can compute these rows: nothing but inputs, weights and plain patches makes their output.
 
-        Others, such as those of strict jobs or with functions of node packs, are computed by this rank alone.
+        Others, such as those of strict jobs or with functions of node packs, are computed by this rank alone, or as
+        `repeated` where weights are sharded.
         """
         known = all(row.recipe is not None for row in rows)
         return known and isinstance(family, OneCall) and all(map(family.is_steady, rows))
@@ -108,8 +114,27 @@ class Leader:
         units = [_units(row) for row in rows]
         single = [unit for of_row in units for unit in of_row]
         parts = divide(len(single), self.size, network.family.sharded_heads, self._parallel)
+        if network.shards is not None:
+            parts = repeated(parts, self.size)
         outputs = iter(self._outputs(network, [(part, single[part.rows.start : part.rows.stop]) for part in parts]))
         return [torch.cat([next(outputs) for _ in of_row]) if len(of_row) > 1 else next(outputs) for of_row in units]
+
+    def repeated(self, network: LoadedNetwork, rows: Sequence[Rows]) -> list[Tensor]:
+        """Return the network's output for rows that one rank computes, as of strict jobs, with weights that all have.
+
+        All compute the same, as they gather the weights together. Errors: NodeError for rows with GLIGEN and the like,
+        which only this rank could compute.
+        """
+        if not self.computes(network.family, [replace(row, exclusive=False) for row in rows]):
+            raise NodeError(
+                f"the weights of {network.family.title} are sharded over the {self.size} devices of this replica, and "
+                "what changes its layers here, such as GLIGEN, needs them on one; `shard_weights: false` of the pool "
+                "streams them from host memory instead"
+            )
+        count = sum(row.count for row in rows)
+        parts = repeated([Part(range(count), 0, 1)], self.size)
+        outputs = self._outputs(network, [(part, rows) for part in parts])
+        return outputs[: len(rows)]
 
     def _outputs(self, network: LoadedNetwork, parts: Sequence[tuple[Part, Sequence[Rows]]]) -> list[Tensor]:
         """Return the output for each row of each part."""
@@ -118,7 +143,11 @@ class Leader:
         inputs = [_inputs(network, rows) for _, rows in others]
         with network.prepared(own) as call:
             assert call is not None
-            self._order(parts, [call.inputs, *inputs])
+            blocks: tuple[int, ...] = ()
+            if network.shards is not None:
+                blocks = network.shards.learnt
+                network.shards.follow(blocks)
+            self._order(parts, [call.inputs, *inputs], blocks)
             try:
                 made = [self._run(network, call, first.degree)]
             except RankLostError:
@@ -134,10 +163,12 @@ class Leader:
             for of_row in network.family.split_output(output, rows)
         ]
 
-    def _order(self, parts: Sequence[tuple[Part, Sequence[Rows]]], inputs: Sequence[Inputs]) -> None:
+    def _order(
+        self, parts: Sequence[tuple[Part, Sequence[Rows]]], inputs: Sequence[Inputs], blocks: tuple[int, ...]
+    ) -> None:
         """Order a forward's parts, and send each its inputs."""
         orders = [
-            PartOrder(part, tuple(map(outline, rows)), shapes_of(given))
+            PartOrder(part, tuple(map(outline, rows)), shapes_of(given), blocks)
             for (part, rows), given in zip(parts, inputs, strict=True)
         ]
         self._vaes.forget()
@@ -152,17 +183,17 @@ class Leader:
 
     def _run(self, network: LoadedNetwork, call: CapturableCall, degree: int) -> Tensor:
         """Return the output of this rank's part."""
-        if degree == 1:
+        if degree == 1 and network.shards is None:
             return network.run(call)
         try:
-            # The ranks that shard its tokens cannot know that nobody waits for it any more: it is not stopped.
+            # Those that shard its tokens or weights cannot know that nobody waits for it any more: it is not stopped.
             with uninterrupted(network.family.dispatches), sharded_over(self.group.sequence(degree)):
                 return network.run(replace(call, variant=None))
         except RankLostError:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise RankLostError(f"rank 0 failed in a forward of {degree} ranks, which wait for it: {reason}") from None
+            raise RankLostError(f"rank 0 failed in a forward of several ranks, which wait for it: {reason}") from None
 
     def _received(self, parts: Sequence[Part]) -> list[Tensor]:
         """Return the outputs of parts. Errors: RuntimeError for one that failed, or its subclass for want of memory."""

@@ -40,11 +40,12 @@ class TensorShape:
 
 @dataclass(frozen=True, slots=True)
 class PartOrder:
-    """A part of a forward. rows: outlines. inputs: by the call's names."""
+    """A part of a forward. rows: outlines. inputs: by the call's names. blocks: the order of sharded ones."""
 
     part: Part
     rows: tuple[Rows, ...]
     inputs: Mapping[Any, TensorShape]
+    blocks: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:

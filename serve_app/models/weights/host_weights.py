@@ -23,6 +23,7 @@ from serve_app.models.weights.deallocation import free_tensors, tensors_of
 from serve_app.models.weights.host_cache import HostCache, HostCopy
 from serve_app.models.weights.loading import Loaded
 from serve_app.models.weights.pinned_memory import CHUNK_BYTES, Layout, PinnedMemory, pinned
+from serve_app.models.weights.sharded_blocks import ShardedBlocks
 from serve_app.models.weights.streaming import StreamCounters, Streaming, streamed_blocks
 from serve_app.models.weights.upload import Copies, Ring, copies_of, uploading
 from serve_app.recipe.recipe import Part
@@ -141,6 +142,8 @@ class HostWeights:
 
     def _keep(self, loaded: Loaded) -> bool:
         network, streaming = loaded.module, loaded.streaming
+        if isinstance(streaming, ShardedBlocks):
+            return False
         if not self._cache.budget_bytes or not isinstance(network, nn.Module) or not _all_moves(network, self._device):
             return False
         remove_slots(network)

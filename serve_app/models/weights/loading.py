@@ -43,7 +43,6 @@ from serve_app.models.kernels.packing import (
     move_weights,
     parameter_shape,
     replace_parameters,
-    upload,
     weights_of,
 )
 from serve_app.models.latent_upscaler import LatentUpscaler
@@ -61,6 +60,7 @@ from serve_app.models.weights.dtypes import dtype_of
 from serve_app.models.weights.load_progress import LoadProgress, unread_bytes
 from serve_app.models.weights.mixture import Adapted, Mixture, added
 from serve_app.models.weights.recipes import Change, WeightFiles
+from serve_app.models.weights.sharded_blocks import ShardedBlocks
 from serve_app.models.weights.streaming import Streaming
 from serve_app.models.weights.upload import Ring, uploading
 from serve_app.recipe.recipe import Part, Recipe
@@ -80,8 +80,8 @@ from serve_app.store.models.catalog import Catalog
 
 _log = log.get("models")
 
-Stream: TypeAlias = Callable[[nn.Module, torch.dtype | None, str], Streaming]
-"""Moves blocks of a network from its file to host memory, to run in a dtype. The name is for errors."""
+Stream: TypeAlias = Callable[[nn.Module, torch.dtype | None, str], Streaming | ShardedBlocks]
+"""Moves blocks of a network from its file to where they are kept, to run in a dtype. The name is for errors."""
 
 UNSAID = Discrete()
 """Training of parts that are no backbones."""
@@ -104,7 +104,7 @@ class Loaded:
     family: Family | None = None
     trained_as: Training = UNSAID
     remarks: tuple[str, ...] = ()
-    streaming: Streaming | None = None
+    streaming: Streaming | ShardedBlocks | None = None
     shared: Any = None
     options: ForwardOptions | None = None
     sources: Sequence[FileTensor | None] = ()
@@ -131,6 +131,7 @@ class Loaded:
                     self.trained_as,
                     streamed=self.streaming is not None,
                     options=self.options,
+                    shards=self.streaming if isinstance(self.streaming, ShardedBlocks) else None,
                 )
             case TextFamily() as family:
                 return family.encoder(self.module, lexicon)
@@ -304,9 +305,8 @@ class Loader:
 
     def _streamed(
         self, module: nn.Module, dtype: torch.dtype, staying: Sequence[nn.Parameter], stream: Stream, name: str
-    ) -> tuple[Streaming, Sequence[FileTensor | None]]:
-        """Return what streams of a network, and the sources of the weights that do not."""
-        assert self.ring is not None, "only weights of a GPU stream"
+    ) -> tuple[Streaming | ShardedBlocks, Sequence[FileTensor | None]]:
+        """Return what streams of a network or is sharded, and the sources of the weights that are not."""
         if stay := {id(parameter) for parameter in staying}:
             # Few of its weights have another dtype: they are converted here.
             replace_parameters(module.modules(), lambda p: p.data if id(p) in stay else p.data.to(dtype))
@@ -314,7 +314,8 @@ class Loader:
         streaming = stream(module, converted, name)
         sources = self._sources(streaming.resident)
         try:
-            upload(streaming.resident, converted, self.ring)
+            with uploading(self.device, self.ring) as send:
+                move_weights(streaming.resident, send, self.device, converted)
             streaming.allocate_slots()
         except BaseException:
             streaming.close()

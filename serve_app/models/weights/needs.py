@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import torch
 
 from serve_app.models.weights.activations import Activations
 from serve_app.models.weights.loading import Loader
-from serve_app.models.weights.memory_plan import CELL_BYTES, Room, largest_forward, stream_share, weights_left
+from serve_app.models.weights.memory_plan import (
+    CELL_BYTES,
+    Room,
+    fits_sharded,
+    largest_forward,
+    stream_share,
+    weights_left,
+)
 from serve_app.models.weights.recipes import Need, WeightFiles, part_files, set_files, unmerged, version
 from serve_app.models.weights.residency import Residency
+from serve_app.models.weights.sharded_blocks import shard_sizes
 from serve_app.nested_tensor import Samples
 from serve_app.recipe.controls import ModelControl
+from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.recipe import Part, Recipe
-from serve_app.recipe.weights import Scale, Streams
+from serve_app.recipe.weights import Scale, Sharded, Streams
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Conditioning
+
+if TYPE_CHECKING:
+    from serve_app.models.ranks.leader import Leader
 
 SIZES_KEPT = 1024
 """How many parts' and sets' sizes are cached; computing one opens files."""
@@ -29,10 +42,20 @@ STREAMED: frozenset[Part] = frozenset({"backbone", "clip"})
 class Needs:
     """What recipes need. loader: knows sizes. residency: has the budget. Files seen for the first time are opened.
 
-    Errors of all methods: ModelFileError.
+    ranks: that compute with this process. weight_ranks: how many have sharded backbones' weights together. Errors of
+    all methods: ModelFileError.
     """
 
-    def __init__(self, catalog: Catalog, device: torch.device, loader: Loader, residency: Residency) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        device: torch.device,
+        loader: Loader,
+        residency: Residency,
+        ranks: Leader | None = None,
+        weight_ranks: int = 1,
+    ) -> None:
+        self._ranks, self._weight_ranks = ranks, weight_ranks
         self._catalog = catalog
         self._loader = loader
         self._device = device
@@ -44,8 +67,11 @@ class Needs:
     def fitted(self, backbone: Recipe, *others: Recipe, activation_bytes: int = 0) -> Recipe:
         """Return a backbone's recipe for use with others at once: streaming if not all fit beside its forwards.
 
-        activation_bytes: of a forward.
+        On several ranks it is sharded where they shall, or where it would stream and its parts fit. activation_bytes:
+        of a forward.
         """
+        if self._shards(backbone):
+            return backbone.with_patch(Sharded())
         if self._device.type != "cuda":
             return backbone
         budget = self._residency.budget_bytes
@@ -54,6 +80,21 @@ class Needs:
         share = stream_share(nbytes, beside, budget, left)
         alone = stream_share(nbytes, 0, budget)
         return backbone if share in (None, alone) else backbone.with_patch(Streams(share))
+
+    def _shards(self, backbone: Recipe) -> bool:
+        """Whether the ranks have a backbone's weights in parts."""
+        if self._ranks is None or self._ranks.shards_weights is False:
+            return False
+        # These run on this rank alone.
+        if backbone.all(PackFunctions | ModelControl):
+            return False
+        if self._ranks.shards_weights is True:
+            return True
+        if self._device.type != "cuda":
+            return False
+        sharded, budget = backbone.with_patch(Sharded()), self._residency.budget_bytes
+        streams = stream_share(self.part_bytes(backbone, self.files(backbone)[0]), 0, budget) is not None
+        return streams and fits_sharded(self.device_bytes(sharded, self.files(sharded)[0]), budget)
 
     def room_with(self, backbone: Recipe, *others: Recipe) -> tuple[int, Callable[[int], int]]:
         """Return the bytes of the largest forward with a backbone and others at once: here, and by a card's bytes."""
@@ -114,16 +155,22 @@ class Needs:
 
     def stream_bytes(self, recipe: Recipe, files: WeightFiles) -> int | None:
         """Return how much of a GPU a streaming part takes, by its recipe or as it is too large; else None."""
-        if self._device.type != "cuda" or recipe.part not in STREAMED:
+        if self._device.type != "cuda" or recipe.part not in STREAMED or recipe.last(Sharded) is not None:
             return None
         budget, said = self._residency.budget_bytes, recipe.last(Streams)
         share = stream_share(self.part_bytes(recipe, files), 0, budget) if said is None else said.share
         return None if share is None else int(budget * share)
 
     def device_bytes(self, recipe: Recipe, files: WeightFiles) -> int:
-        """Return how much of the device a part takes, streaming or whole."""
+        """Return how much of the device a part takes, streaming, sharded or whole."""
+        if recipe.last(Sharded) is not None:
+            return self._size((files.key, self._weight_ranks), lambda: self._sharded_bytes(recipe, files))
         room = self.stream_bytes(recipe, files)
         return self.part_bytes(recipe, files) if room is None else room
+
+    def _sharded_bytes(self, recipe: Recipe, files: WeightFiles) -> int:
+        _, network = self._loader.outline(recipe, files)
+        return shard_sizes(network, None, self._weight_ranks).device_bytes
 
     def part_bytes(self, recipe: Recipe, files: WeightFiles) -> int:
         """Return the bytes of a whole part."""

@@ -22,6 +22,7 @@ from serve_app.recipe.weights import (
     Merge,
     Rounded,
     Scale,
+    Sharded,
     Streams,
     Towards,
     WeightChange,
@@ -90,7 +91,8 @@ def _of_weights(recipe: Recipe) -> tuple[Any, ...]:
 def of_weights(recipe: Recipe) -> Recipe:
     """Return a backbone's recipe with those patches alone of which its weights are made: plain values, to be sent."""
     return replace(
-        recipe, patches=tuple(map(_of_weights_alone, recipe.all(WeightChange | Rounded | ComputedIn | Streams)))
+        recipe,
+        patches=tuple(map(_of_weights_alone, recipe.all(WeightChange | Rounded | ComputedIn | Streams | Sharded))),
     )
 
 
@@ -111,10 +113,10 @@ def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> Weig
         paths += catalog.paths("checkpoints", projection.name, recipe.part)
     rounded, computed = recipe.last(Rounded), recipe.last(ComputedIn)
     dtypes = (rounded and rounded.to, computed.dtype if computed is not None else DEFAULT_DTYPE)
-    streams = recipe.last(Streams)
+    places = recipe.last(Streams), recipe.last(Sharded)
     changes = _changes(catalog, _of_weights(recipe) if whole else merged_in(recipe))
     of_changes = (change.key for change in changes)
-    key = (recipe.part, recipe.loaded_as, *dtypes, streams, *map(version, paths), *of_changes)
+    key = (recipe.part, recipe.loaded_as, *dtypes, *places, *map(version, paths), *of_changes)
     return WeightFiles(tuple(paths), key, changes)
 
 

@@ -13,7 +13,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +57,9 @@ def streamed_blocks(network: nn.Module, dtype: torch.dtype | None, room_bytes: i
 
     dtype: of the weights, None: as stored. It takes more if the weights that cannot stream do.
     """
-    blocks = list(_blocks(network, dtype, room_bytes // BLOCKS))
+    blocks = list(blocks_of(network, dtype, room_bytes // BLOCKS))
     layers = {id(layer) for block in blocks for layer in block.layers}
-    stays = _nbytes(weights_of((layer for layer in network.modules() if id(layer) not in layers), dtype))
+    stays = nbytes_of(weights_of((layer for layer in network.modules() if id(layer) not in layers), dtype))
     slots = SLOTS * max((block.nbytes for block in blocks), default=0)
     total = sum(block.nbytes for block in blocks)
     fits = max(0, room_bytes - stays - slots)
@@ -74,14 +74,17 @@ def streamed_blocks(network: nn.Module, dtype: torch.dtype | None, room_bytes: i
     return found
 
 
-def _blocks(network: nn.Module, dtype: torch.dtype | None, most_bytes: int) -> Iterator[Block]:
+def blocks_of(network: nn.Module, dtype: torch.dtype | None, most_bytes: int) -> Iterator[Block]:
     """Yield the largest subtrees of a network of at most `most_bytes`, in order, without small ones."""
     weights = (own for layer in network.modules() for own in layer._parameters.values() if own is not None)
     uses = Counter(map(id, weights))
 
     def stays(layer: nn.Module) -> bool:
         # Few rows of an embedding are read, some of them elsewhere; a weight shared by layers belongs to no one block.
-        return isinstance(layer, nn.Embedding) or any(uses[id(own)] > 1 for own in layer._parameters.values())
+        # Weights of what has layers of its own may be read where it is not called, such as a table of positions.
+        read_elsewhere = bool(layer._parameters) and any(True for _ in layer.children())
+        shared = any(uses[id(own)] > 1 for own in layer._parameters.values())
+        return isinstance(layer, nn.Embedding) or read_elsewhere or shared
 
     seen: set[int] = set()
 
@@ -120,7 +123,7 @@ class Streaming:
         streams = {id(layer) for block in blocks for layer in block.layers}
         self.resident = [layer for layer in network.modules() if id(layer) not in streams]
         """The layers whose weights stay on the GPU."""
-        self.nbytes = _nbytes(weights_of(self.resident, dtype)) + SLOTS * max(block.nbytes for block in blocks)
+        self.nbytes = nbytes_of(weights_of(self.resident, dtype)) + SLOTS * max(block.nbytes for block in blocks)
         """Bytes of the GPU that the network takes."""
         self.blocks = blocks
         """What streams, in the order of the network."""
@@ -139,7 +142,7 @@ class Streaming:
         self._clear()
         for number, block in enumerate(blocks):
             self._write(number, dtype)
-            arrival = _Arrival(self, number)
+            arrival = Arrival(self, number)
             for layer in block.layers:
                 layer.__dict__[ARRIVAL] = arrival
                 layer.register_forward_pre_hook(arrival)
@@ -188,21 +191,12 @@ class Streaming:
     def _place(self, number: int, slot: int) -> None:
         """Point a block's weights into a slot."""
         memory = self._slots[slot]
-        self._each(self.blocks[number], lambda tensor, at, dtype: _view(memory, at, tensor))
+        self._each(self.blocks[number], lambda tensor, at, dtype: view(memory, at, tensor))
 
     def _each(
         self, block: Block, place: Callable[[Tensor, int, torch.dtype], Tensor], dtype: torch.dtype | None = None
     ) -> None:
-        """Replace each weight by what `place` returns for it, its offset in the slot and its dtype there."""
-        at = 0
-
-        def send(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-            nonlocal at
-            begins, dtype = at, dtype or tensor.dtype
-            at += _aligned(tensor.numel() * dtype.itemsize)
-            return place(tensor, begins, dtype)
-
-        move_weights(block.layers, send, self._device, dtype)
+        each_weight(block, place, self._device, dtype)
 
     def arrive(self, number: int) -> None:
         """Make this thread's next work on the device wait for a block's weights, and prefetch the next block."""
@@ -247,23 +241,53 @@ class Streaming:
             at = int(tensor.storage_offset()) * tensor.dtype.itemsize
             if (pageable := self.pageable.get(number)) is not None:
                 return pageable.weight(at).to(self._device)
-            memory = torch.empty(_nbytes([tensor]), dtype=torch.uint8, device=self._device)
+            memory = torch.empty(nbytes_of([tensor]), dtype=torch.uint8, device=self._device)
             self.memory.read(self._starts[number] + at, memory)
-            return _view(memory, 0, tensor)
+            return view(memory, 0, tensor)
 
         move_weights([made], send, self._device)
         return made
 
 
+class Blocks(Protocol):
+    """The blocks of a network whose weights are not all on the device."""
+
+    def arrive(self, number: int) -> None:
+        """Make this thread's next work on the device wait for a block's weights."""
+        ...
+
+    def own(self, number: int, layer: nn.Module) -> nn.Module:
+        """Return a layer of a block with weights of its own on the device."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class _Arrival:
+class Arrival:
     """Forward pre-hook of a block's layers."""
 
-    streaming: Streaming
+    blocks: Blocks
     number: int
 
     def __call__(self, layer: nn.Module, args: Any) -> None:
-        self.streaming.arrive(self.number)
+        self.blocks.arrive(self.number)
+
+
+def each_weight(
+    block: Block,
+    place: Callable[[Tensor, int, torch.dtype], Tensor],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Replace each weight of a block by what `place` returns for it, its offset in a slot and its dtype there."""
+    at = 0
+
+    def send(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        nonlocal at
+        begins, dtype = at, dtype or tensor.dtype
+        at += _aligned(tensor.numel() * dtype.itemsize)
+        return place(tensor, begins, dtype)
+
+    move_weights(block.layers, send, device, dtype)
 
 
 def streams(layer: nn.Module) -> bool:
@@ -273,21 +297,23 @@ def streams(layer: nn.Module) -> bool:
 
 def with_own_weights(layer: nn.Module) -> nn.Module:
     """Return a layer with its current weights: for a streamed layer, with weights of its own."""
-    arrival: _Arrival | None = layer.__dict__.get(ARRIVAL)
-    return layer if arrival is None else arrival.streaming.own(arrival.number, layer)
+    arrival: Arrival | None = layer.__dict__.get(ARRIVAL)
+    return layer if arrival is None else arrival.blocks.own(arrival.number, layer)
 
 
-def _nbytes(tensors: Sequence[Tensor]) -> int:
+def nbytes_of(tensors: Sequence[Tensor]) -> int:
+    """Return the bytes of tensors."""
     return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors)
 
 
 def _slot_bytes(tensor: Tensor) -> int:
-    return _aligned(_nbytes([tensor]))
+    return _aligned(nbytes_of([tensor]))
 
 
 def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNED) * ALIGNED
 
 
-def _view(memory: Tensor, at: int, like: Tensor) -> Tensor:
-    return memory[at : at + _nbytes([like])].view(like.dtype).view(like.shape)
+def view(memory: Tensor, at: int, like: Tensor) -> Tensor:
+    """Return a range of memory as a tensor shaped and typed like another."""
+    return memory[at : at + nbytes_of([like])].view(like.dtype).view(like.shape)

@@ -38,17 +38,18 @@ from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.load_progress import LoadProgress
-from serve_app.models.weights.loading import Loader, control_file
+from serve_app.models.weights.loading import Loader, Stream, control_file
 from serve_app.models.weights.needs import Needs
 from serve_app.models.weights.recipes import Need, WeightFiles, of_weights, part_files
 from serve_app.models.weights.residency import Hold, Residency, ResidentWeights
+from serve_app.models.weights.sharded_blocks import ShardedBlocks
 from serve_app.recipe.controls import DiffControlNetBase, ModelControl
 from serve_app.recipe.layers import ReferenceMethod, ScaledPositions
 from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.text import ClipSkip, T5Padding
 from serve_app.recipe.training import Training
-from serve_app.recipe.weights import WeightChange
+from serve_app.recipe.weights import Sharded, WeightChange
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.schedules.levels import Levels
@@ -111,7 +112,9 @@ class Weights:
         self.loader = Loader(device, dtype, vae_dtype, fp8_matmul, options)
         self._lexicon = Lexicon(catalog)
         self.residency = Residency(budget_bytes, forwards_bytes)
-        self.needs = Needs(catalog, device, self.loader, self.residency)
+        self._weight_ranks = None if options is None else options.weight_ranks
+        size = 1 if self._weight_ranks is None else self._weight_ranks.size
+        self.needs = Needs(catalog, device, self.loader, self.residency, self._ranks, size)
         self.host = HostWeights(device, host_bytes, ring=self.loader.ring)
         self._lock = self.residency.lock
         # Held over a load; the other lock never is, so that whoever only asks does not wait for one.
@@ -441,13 +444,20 @@ class Weights:
         with self._on_all_ranks(recipe):
             loaded = self.host.take(files.key)
             if loaded is None:
-                room = self.needs.stream_bytes(recipe, files)
-                stream = None if room is None else partial(self.host.stream, recipe.part, room)
-                loaded = self.loader.load(recipe, files, stream)
+                loaded = self.loader.load(recipe, files, self._stream(recipe, files))
         streaming = loaded.streaming
         nbytes = self.needs.part_bytes(recipe, files) if streaming is None else streaming.nbytes
         _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.resident_bytes + nbytes) >> 20)
         return ResidentWeights(loaded, loaded.name, nbytes, remarks=loaded.remarks)
+
+    def _stream(self, recipe: Recipe, files: WeightFiles) -> Stream | None:
+        """Return what moves the blocks of a part that is not to be whole on the device; None: it is."""
+        if recipe.last(Sharded) is not None:
+            assert self._weight_ranks is not None, "recipes are sharded on ranks alone"
+            ranks = self._weight_ranks
+            return lambda network, dtype, _: ShardedBlocks(network, dtype, ranks, self.device)
+        room = self.needs.stream_bytes(recipe, files)
+        return None if room is None else partial(self.host.stream, recipe.part, room)
 
     def _on_all_ranks(self, recipe: Recipe) -> AbstractContextManager[None]:
         """Have the other ranks load a recipe too, if there are any and they compute with it."""

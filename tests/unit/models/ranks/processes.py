@@ -40,9 +40,16 @@ END_S = 10.0
 CPU = torch.device("cpu")
 
 
-def weights_of(models: Path, leader: Leader | None = None, device: torch.device = CPU) -> Weights:
-    """Return the weights of a rank, which compute in fp32. leader: of the first one, whose device it is."""
-    device, options = device if leader is None else leader.group.device, ForwardOptions(ranks=leader)
+def weights_of(
+    models: Path, leader: Leader | None = None, device: torch.device = CPU, group: RankGroup | None = None
+) -> Weights:
+    """Return the weights of a rank, which compute in fp32. leader: of the first one, whose device it is.
+
+    group: of another one.
+    """
+    if leader is not None:
+        device, group = leader.group.device, leader.group
+    options = ForwardOptions(ranks=leader, weight_ranks=None if group is None else group.weights)
     return Weights(Catalog(models), device, dtype="fp32", vae_dtype="fp32", budget_bytes=10**9, options=options)
 
 
@@ -120,7 +127,7 @@ def _rank(
             break
         group = RankGroup(meeting, rank, size, device, LATE_S)
         if rank:
-            Follower(group, weights_of(folder / "models", device=device)).run()
+            Follower(group, weights_of(folder / "models", device=device, group=group)).run()
             group.close()
             continue
         leader = Leader(group)
@@ -133,21 +140,21 @@ def _rank(
             leader.close()
 
 
-def drawn(weights: Weights, jobs: Sequence[SamplingRequest]) -> list[Any]:
-    """Return the latents of jobs that run together in an engine of their own."""
+def drawn(weights: Weights, jobs: Sequence[SamplingRequest], *, strict: bool = False) -> list[Any]:
+    """Return the latents of jobs that run together in an engine of their own. strict: none shares a forward."""
 
     async def together(runtime: NodeRuntime) -> list[Any]:
         return await asyncio.gather(*(runtime.sample(job) for job in jobs))
 
-    return [sampled.latents for sampled in in_engine(weights, together)]
+    return [sampled.latents for sampled in in_engine(weights, together, strict=strict)]
 
 
-def in_engine(weights: Weights, work: Callable[[NodeRuntime], Awaitable[T]]) -> T:
+def in_engine(weights: Weights, work: Callable[[NodeRuntime], Awaitable[T]], *, strict: bool = False) -> T:
     """Return what work makes with an engine of its own."""
     engine = Engine(2**16, HostTimeline())
 
     async def made() -> T:
-        return await work(EngineRuntime(engine, weights).bind(lambda done, steps: None))
+        return await work(EngineRuntime(engine, weights).bind(lambda done, steps: None, strict=strict))
 
     try:
         return asyncio.run(made())

@@ -128,11 +128,11 @@ def text(net: str, seed: int, length: int, **options: Any) -> Conditioning:
 
 
 def job(
-    net: str, cfg: float = 1.0, *, rows: int = 1, words: int = 7, lora: float = 0, **options: Any
+    net: str, cfg: float = 1.0, *, rows: int = 1, words: int = 7, lora: float = 0, patch: Any = None, **options: Any
 ) -> SamplingRequest:
-    """Return a job of two steps. cfg: 1 is without a negative."""
+    """Return a job of two steps. cfg: 1 is without a negative. patch: of the recipe."""
     folder = "checkpoints" if net in ("sample", *ltx_cases.NETS) else "diffusion_models"
-    recipe = Recipe("backbone", folder, f"{net}.safetensors")
+    recipe = Recipe("backbone", folder, f"{net}.safetensors", () if patch is None else (patch,))
     asked = {name: options.pop(name) for name in ("latents", "noise_mask") if name in options}
     return request(
         backbone=recipe.with_patch(Lora("l.safetensors", lora)) if lora else recipe,

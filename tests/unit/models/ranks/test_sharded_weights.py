@@ -1,0 +1,122 @@
+"""Ranks that each have a part of a backbone's weights draw what one process draws with all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from serve_app.models.kernels.packing import weights_of
+from serve_app.models.ranks.leader import Leader
+from serve_app.models.weights.sharded_blocks import shard_sizes
+from serve_app.recipe.weights import Rounded, Sharded
+from serve_app.sampling.request import SamplingRequest
+from tests.unit.engine.mixes import relative_error
+from tests.unit.models.ranks.processes import drawn, run_ranks
+from tests.unit.models.ranks.processes import weights_of as weights_on
+from tests.unit.models.ranks.test_ranks import flat, job, write_models
+
+SIZES = (4, 2)
+STEPS = 2
+TOKENS = ("flux4", "qwen4", "wan4", "zimage", "sd35", "krea2", "vace")
+"""Transformers of which one row is drawn, whose tokens are shared too."""
+ONCE = ("qwen4", "wan4", "zimage")
+
+
+class Case(NamedTuple):
+    """error: the largest one beside one process. gathered: bytes of weights that rank 0 sent; expected: a forward."""
+
+    error: float
+    gathered: int
+    expected: int
+
+
+class Found(NamedTuple):
+    """What rank 0 says. device_bytes, on_device: of its weights, counted by the planner and by its tensors."""
+
+    cases: dict[str, Case]
+    whole_bytes: int
+    device_bytes: int
+    on_device: int
+    strict: bool
+
+
+def cases() -> dict[str, list[SamplingRequest]]:
+    half = torch.ones(1, 1, 6, 10)
+    half[..., :4] = 0
+    return {
+        **{f"one row of {net}": [job(net)] for net in TOKENS},
+        "in eight bits": [job("flux4", patch=Rounded("float8_e4m3fn"))],
+        "a LoRA": [job("flux4", lora=0.7)],
+        "with a negative": [job("qwen4", 3.0)],
+        "rows of a UNet, fewer than ranks": [job("sample", 3.0, words=5)],
+        "three rows and a mask": [job("flux4", rows=3, noise_mask=half)],
+        "texts of two lengths, with and without a LoRA": [job("flux4", words=3), job("flux4", words=9, lora=0.5)],
+    }
+
+
+def lead(models: Path, leader: Leader) -> Found:
+    """Return what becomes of each case on ranks that have weights in parts."""
+    sharing = Leader(leader.group, shards_weights=True)
+    together, alone = weights_on(models, sharing), weights_on(models)
+    found = {}
+    for name, jobs in cases().items():
+        if name.endswith(ONCE):
+            # The order of blocks is learnt in the first forward.
+            drawn(together, jobs)
+        before = leader.sent.weights
+        pairs = zip(drawn(together, jobs), drawn(alone, jobs), strict=True)
+        error = max(relative_error(flat(ours), flat(theirs)) for ours, theirs in pairs)
+        recipe = jobs[0].guider.backbone
+        _, network = alone.loader.outline(recipe, alone.needs.files(recipe)[0])
+        found[name] = Case(error, leader.sent.weights - before, shard_sizes(network, None, leader.size).sent_bytes)
+    recipe = job("qwen4").guider.backbone
+    sharded = recipe.with_patch(Sharded())
+    with together.open(sharded) as hold:
+        network = together.backbone(sharded, hold).network
+        shards = network.shards
+        assert shards is not None
+        tensors = [*weights_of(shards.resident), *shards.parts, *shards.slots]
+        on_device = sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+        planned = together.needs.device_bytes(sharded, together.needs.files(sharded)[0])
+    whole = alone.needs.part_bytes(recipe, alone.needs.files(recipe)[0])
+    before = leader.sent.exchanged + leader.sent.gathered
+    first, again = (flat(drawn(together, [job("qwen4")], strict=True)[0]) for _ in range(2))
+    assert leader.sent.exchanged + leader.sent.gathered == before, "a strict job's tokens are not shared"
+    return Found(found, whole, planned, on_device, torch.equal(first, again))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Found]:
+    models = tmp_path_factory.mktemp("sharded") / "models"
+    write_models(models)
+    answered: dict[int, Any] = run_ranks(models.parent, SIZES, lead)
+    return answered
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ranks_with_weights_in_parts_draw_what_one_process_draws(found: dict[int, Found], size: int) -> None:
+    assert found[size].cases.keys() == cases().keys()
+    assert {name: case.error for name, case in found[size].cases.items() if not case.error <= 1e-5} == {}
+    assert found[size].strict, "the same strict job twice gives other bits"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_all_blocks_are_gathered_in_each_forward_and_once_where_they_follow_each_other(
+    found: dict[int, Found], size: int
+) -> None:
+    rounds = {name: case.gathered / case.expected / STEPS for name, case in found[size].cases.items()}
+    # Of networks as small as these a block may be one layer, of which some take turns.
+    assert {name: many for name, many in rounds.items() if many != int(many)} == {}
+    assert {f"one row of {net}": rounds[f"one row of {net}"] for net in ONCE} == {
+        f"one row of {net}": 1 for net in ONCE
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_rank_holds_its_part_of_the_blocks_and_two_slots(found: dict[int, Found], size: int) -> None:
+    seen = found[size]
+    assert seen.on_device == seen.device_bytes
+    assert seen.device_bytes < seen.whole_bytes * (0.85 if size == 2 else 0.65)
