@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,13 @@ class Pixels:
     factor = 2
 
     def encode(self, images: Tensor) -> Tensor:
+        """Refuse images that are no video."""
+        raise NotImplementedError
+
+    def by_latent_frames(self, work: str, images: Tensor) -> Generator[None, None, Tensor]:
         """Return latents (1,24,2,h,w) of 5 images."""
         assert len(images) == IMAGES
+        yield
         cells = images[:: IMAGES - 1, :: self.factor, :: self.factor, 0]
         return cells.expand(1, 24, *cells.shape)
 

@@ -8,7 +8,7 @@ and its 2.0; the numbers are ComfyUI's.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -156,13 +156,23 @@ class MiniMaxH3ControlNetwork(BlockwiseNetwork):
 
     def read(self, images: ControlImages, size: Sequence[int]) -> Tensor:
         """Return the hint as embedded rows of a video (1,n,W)."""
+        reading = self.reading(images, size)
+        while True:
+            try:
+                next(reading)
+            except StopIteration as end:
+                rows: Tensor = end.value
+                return rows
+
+    def reading(self, images: ControlImages, size: Sequence[int]) -> Generator[Any, None, Tensor]:
         like = self.control_proj_in.weight
         device, (frames, height, width) = like.device, size
+        vae: Any = images.vae
         count = max(0, frames - OF_LAST) // OF_CLIP * CLIP + LAST
-        sides = height * images.vae.factor, width * images.vae.factor
+        sides = height * vae.factor, width * vae.factor
 
-        def encoded(pixels: Tensor) -> Tensor:
-            latents = to_device(images.vae.encode(pixels), device).float()
+        def encoded(pixels: Tensor) -> Generator[Any, None, Tensor]:
+            latents = to_device((yield from vae.by_latent_frames("encode", pixels)), device).float()
             MINIMAX_H3.check(latents.shape)
             if tuple(latents.shape[2:]) != tuple(size):
                 raise NodeError(
@@ -171,7 +181,7 @@ class MiniMaxH3ControlNetwork(BlockwiseNetwork):
             return latents
 
         fitted = partial(_fitted, count=count, sides=sides)
-        hint = None if images.image is None else encoded(fitted(images.image))
+        hint = None if images.image is None else (yield from encoded(fitted(images.image)))
         if images.mask is not None:
             mask = (images.mask.reshape(-1, *images.mask.shape[-2:], 1) > 0.5).float()
             kept = 1 - (fitted(mask) > 0.5).float()
@@ -179,7 +189,7 @@ class MiniMaxH3ControlNetwork(BlockwiseNetwork):
             if images.inpaint_image is not None:
                 source = fitted(images.inpaint_image)
             painted = torch.tensor(PIXEL_MEANS) if self.family.grey else torch.zeros(3)
-            latents = encoded(source * kept + (1 - kept) * painted)
+            latents = yield from encoded(source * kept + (1 - kept) * painted)
             cells = interpolate(kept[None, None, ..., 0], size=tuple(size), mode="trilinear")
             hint = torch.zeros_like(latents) if hint is None else hint
             hint = torch.cat([hint, to_device(cells, device), latents], dim=1)

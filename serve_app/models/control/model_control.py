@@ -8,7 +8,7 @@ jobs with the same network share its forward.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -114,6 +114,11 @@ class ModelPatchNetwork(nn.Module, ABC):
         size: (height, width), of a video (frames, height, width).
         """
 
+    def reading(self, images: ControlImages, size: Sequence[int]) -> Generator[Any, None, Tensor]:
+        """Do what `read` does, and return its tokens; yield between long parts."""
+        yield from ()
+        return self.read(images, size)
+
 
 class BlockwiseNetwork(ModelPatchNetwork):
     """A model patch that adds to the outputs of a backbone's blocks."""
@@ -147,6 +152,11 @@ class ActiveModelControl:
         if size not in self._read:
             self._read[size] = self.patch.network.read(self.images, size)
         return self._read[size]
+
+    def prepared(self, *size: int) -> Iterator[Any]:
+        """Encode its images for latents of a size, which `read` then returns; yield between long parts."""
+        if size not in self._read:
+            self._read[size] = yield from self.patch.network.reading(self.images, size)
 
     def acts(self, sigma: float) -> bool:
         """Return whether it acts at a noise level."""
