@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from serve_app.nodes.video.value import VideoFromFile
 from tests.templates.test_templates import prompt_of, ran, saved_of
@@ -19,7 +20,7 @@ async def test_a_template_of_minimax_h3_follows_a_video_and_paints_within_a_mask
                 node["inputs"][key] = number
     [vae] = [key for key, node in prompt.items() if "video_vae" in str(node["inputs"].get("vae_name"))]
     patch = "minimax_h3_fun_controlnet_union_pruned_int8_convrot.safetensors"
-    nodes = {
+    nodes: dict[str, tuple[str, dict[str, Any]]] = {
         "file": ("LoadVideo", {"file": "dancer_field_pose.mp4"}),
         "images": ("GetVideoComponents", {"video": ["file", 0]}),
         "mask": ("SolidMask", {"value": 1.0, "width": 64, "height": 32}),

@@ -32,8 +32,9 @@ class Family:
         return self
 
 
-def applied(runtime: Any = None, **inputs: Any) -> Recipe:
-    return asyncio.run(minimax_h3_fun_control_net_apply(MODEL, PATCH, VAE, runtime or Family(), **inputs))
+def applied(says: Family | None = None, **inputs: Any) -> Recipe:
+    runtime: Any = says or Family()
+    return asyncio.run(minimax_h3_fun_control_net_apply(MODEL, PATCH, VAE, runtime, **inputs))
 
 
 def test_a_control_follows_a_video_in_a_part_of_the_sampling() -> None:
