@@ -219,6 +219,7 @@ _VAES = (
 _PATCHES = (
     _known("DiffSynth's of Qwen-Image", "controlnet_blocks.0.y_rms.weight"),
     _known("Fun's of Z-Image", "control_all_x_embedder.2-1.weight"),
+    _known("Fun's of MiniMax H3", "control_blocks.0.attn.qkv_proj.weight"),
     _known("Anima's LLLite", "lllite_conditioning1.conv1.weight"),
     _known("GLIGEN", "position_net.null_positive_feature"),
     _known("USO's of Flux.1", "feature_embedder.mid_layer_norm.bias"),
