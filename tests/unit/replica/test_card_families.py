@@ -315,6 +315,7 @@ NOT_SHOWN: Mapping[str, str] = {
     **dict.fromkeys(
         ("MiniMaxMusic3", "MiniMaxMusic3Text", "MiniMaxMusic3Vae"), "its workflow does not pass on the card double yet"
     ),
+    **dict.fromkeys(("YuE2", "YuE2Text", "YuE2Vae"), "its workflow was not run on the card double yet"),
     "StableAudioOpenVae": "AceStep15Vae is the same at another rate",
 }
 """Families that no workflow here loads, and why."""
