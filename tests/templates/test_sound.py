@@ -22,6 +22,7 @@ TEMPLATES = {
     "audio_stable_audio_3_medium": 44100,
     "audio_ace_step_1_5_checkpoint": 48000,
     "audio_minimax_music_3": 44100,
+    "audio_yue2_text2music": 48000,
 }
 """Templates and the rates of their sounds."""
 AGAIN = {

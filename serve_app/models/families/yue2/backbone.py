@@ -190,6 +190,11 @@ class YuE2(Transformer):
             raise NodeError(f"a part of the song takes {longest:,} positions, and {self.title} has {self.places:,}")
         return YuE2Inputs(to_batch(to_device(cond, device), canvas.rows), chunks)
 
+    def needed_options(self, latents: Tensor) -> Mapping[str, Any]:
+        """Return the options of a song as long as latents, of one part."""
+        frames = latents.shape[-1]
+        return {CHUNKS: ((0, frames, 0, frames),)}
+
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return the shape of x, and the parts of the song."""
         return tuple(x.shape[1:]), inputs.chunks
