@@ -23,6 +23,7 @@ from serve_app.models.families.yue2 import text as yue2_text
 from serve_app.models.families.yue2.backbone import YuE2
 from serve_app.models.families.yue2.text import MUSIC_END, Music, flat
 from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.text_encoder import Clip
 from serve_app.nodes.audio.yue2 import SCORED, UNSCORED, prompted
 from serve_app.nodes.conditioning.encode import conditioning_zero_out
@@ -215,6 +216,38 @@ def runs(root: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("figure", cases.RUNS)
 def test_a_run_batched_with_another_matches_comfyui(runs: dict[str, Tensor], figure: str) -> None:
     FIGURES.assert_agrees(runs[figure], figure)
+
+
+@torch.inference_mode()
+def test_a_checkpoint_in_int8_is_what_its_numbers_stand_for(tmp_path: Path) -> None:
+    """Every layer that the published file has in eight bits is: the embeddings and fused layers too."""
+    stored = cases.file(KEYS)
+    wide = dict(stored)
+    marked = json.dumps({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}).encode()
+    for name, tensor in cases.file(KEYS).items():
+        layer = name.removesuffix(".weight")
+        if tensor.ndim != 2 or layer.endswith(("vae2llm", "pe")) or layer.startswith("vae."):
+            continue
+        scale = tensor.abs().amax(dim=1, keepdim=True) / 127
+        numbers = (tensor / scale).round().to(torch.int8)
+        mark = torch.tensor(list(marked), dtype=torch.uint8)
+        stored |= {name: numbers, f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": mark}
+        wide[name] = EightBitWeight(numbers, scale, 16).wide()
+    (tmp_path / "checkpoints").mkdir()
+    songs, answers = [], []
+    for file in (stored, wide):
+        save_file(file, tmp_path / "checkpoints" / NAME)
+        clip = cpu_weights(Catalog(tmp_path), dtype="fp32").clip(Recipe("clip", "checkpoints", NAME))
+        [song] = written(clip, [request("full", cases.ABC, 6)])
+        songs.append(song)
+        family, network = Checkpoint(tmp_path / "checkpoints" / NAME).load("backbone")
+        assert isinstance(family, YuE2)
+        x, [(kept, options)] = noise("x", (1, 64, FRAMES)), conditioning()
+        inputs = family.inputs(kept, options, "positive", Canvas(x, x), CPU, family.trained_as)
+        answers += family.forward(network, [Rows(x, 0.5, torch.tensor([0.5]), inputs)])
+    assert songs[0].tokens == songs[1].tokens
+    torch.testing.assert_close(songs[0].result[0][0], songs[1].result[0][0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(*answers, atol=1e-4, rtol=1e-4)
 
 
 def test_keys_and_values_are_one_tensor_token_by_token() -> None:

@@ -9,7 +9,7 @@ import torch
 from serve_app.execution.size import allow
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Choice, Float, Int, Text
-from serve_app.nodes.sockets import CLIP, CONDITIONING, FLOAT, LATENT, RUNTIME
+from serve_app.nodes.sockets import CLIP, CONDITIONING, FLOAT, LATENT, RUNTIME, STRING
 from serve_app.values import GenerationRequest, TextGuidance, TokenSampling
 
 FRAMES_A_SECOND, SAMPLES = 25, 1920
@@ -61,7 +61,7 @@ async def yue2_generate_abc(
     ] = 100,
     *,
     runtime: RUNTIME,
-) -> str:
+) -> STRING:
     """The score of a song, at most 4,096 tokens with what it is written for."""
     sampling = TokenSampling(
         temperature, top_k, top_p, repetition_penalty=repetition_penalty, seed=seed, penalty_window=penalty_window
