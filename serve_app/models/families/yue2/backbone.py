@@ -58,7 +58,7 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, before: Tensor, angles: Tensor) -> Tensor:
         counts = [self.heads, self.kept, self.kept]
-        q, k, v = torch.unflatten(self.qkv_proj(x), -1, (sum(counts), -1)).split(counts, dim=2)
+        q, k, v = torch.split(torch.unflatten(self.qkv_proj(x), -1, (sum(counts), -1)), counts, dim=2)
         q, k = half_rotated(self.q_norm(q), angles), half_rotated(self.k_norm(k), angles)
         keys, values = before.unbind(2)
         k, v = torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1)

@@ -225,7 +225,7 @@ class Music(_Writing):
         prompts: Sequence[list[int]],
         device: torch.device,
     ) -> None:
-        self._prompt, self._scale = prompts[0], guidance.scale
+        self._said, self._scale = prompts[0], guidance.scale
         super().__init__(request, sampling, prompts if guidance.scale != 1.0 else prompts[:1], CONTEXT, device)
         self._parts: list[_Part] | None = None
 
@@ -248,18 +248,20 @@ class Music(_Writing):
     def draw(self) -> None:
         super().draw()
         if self.written and self._parts is None:
+            for row in self._rows:
+                row.cache = []
             codes = self.numbers
             self._parts = [
-                _Part(self.request, [*self._prompt, *codes[start:end], MUSIC_END], self._device)
-                for start, end in parts(len(codes), len(self._prompt))
+                _Part(self.request, [*self._said, *codes[start:end], MUSIC_END], self._device)
+                for start, end in parts(len(codes), len(self._said))
             ]
 
     @property
     def result(self) -> Conditioning:
         """The keys and values (1,T,layers·2·H·D) of the song's parts, one after the other, on the host."""
         chunks: list[Chunk] = []
-        at, count = 0, len(self._prompt) + 1
-        for start, end in parts(len(self.tokens), len(self._prompt)):
+        at, count = 0, len(self._said) + 1
+        for start, end in parts(len(self.tokens), len(self._said)):
             chunks.append((start, end, at, at + count + end - start))
             at = chunks[-1][3]
         kept = torch.cat([flat(part.cache).cpu() for part in self._parts or ()], dim=1)
