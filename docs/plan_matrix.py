@@ -58,6 +58,7 @@ from serve_app.models.families import (
     Wan22,
     WanAnimate2,
     WanScail,
+    YuE2,
     ZImage,
 )
 from serve_app.models.families.ace_step.backbone import Sizes
@@ -261,6 +262,7 @@ MODELS: Mapping[str, Planned] = {
     "MiniMax Music 3, fp16, its text in 8 bits": Planned(
         MiniMaxMusic3(2048, 36, 8192, 4096, 2048, 256, 32), 8.3, 240, (SONG,), itemsize=1
     ),
+    "YuE 2, 8 bits": Planned(YuE2(2048, 28, 6144, 16, 8, 128, 24576), 2.2, 340, (SONG,), in_eight_bits, itemsize=1),
     # How long and wide its table of times is, no source says; it is small.
     "MiniMax H3 pruned, 8 bits, its text in 4": Planned(
         MiniMaxH3(5376, 50, 2, 56, 128, 14336, 5120, time_width=64, curve=1025),

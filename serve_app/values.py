@@ -144,7 +144,7 @@ class TokenSampling:
 
     top_k: number of most likely tokens kept, 0 for all; top_p: keep the most likely ones up to this total probability;
     min_p: keep those with this share of the highest probability. repetition_penalty divides, presence_penalty lowers
-    the logits of tokens generated before.
+    the logits of tokens generated before, or, where a model counts so, of the last `penalty_window` ones, 0 for all.
     """
 
     temperature: float = 1.0
@@ -154,6 +154,7 @@ class TokenSampling:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     seed: int = 0
+    penalty_window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,8 @@ class GenerationRequest:
     max_tokens: limit on the new tokens. sampling: None: greedy. thinking: the model may reason first; use_template: put
     the prompt into the chat template; system_prompt: what the model is told before it, "" for nothing. These apply only
     to models with such a mode. image: (B,H,W,3) in 0…1, which the model sees; some see the first alone.
-    guidance: None: none.
+    guidance: None: none. score: in ABC notation, of the music that is to be written, "" for music without one; None for
+    text.
     """
 
     text: str
@@ -182,6 +184,7 @@ class GenerationRequest:
     image: torch.Tensor | None = None
     system_prompt: str = ""
     guidance: TextGuidance | None = None
+    score: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,12 +139,15 @@ class NodeRuntime:
             raise NodeError(f"'{clip.name}' writes songs and no text; load a language model such as Qwen3")
         return made
 
-    async def write_song(self, clip: Recipe, request: GenerationRequest) -> Tensor:
-        """Return the states (1,frames,D) of a song; reports each frame. Errors: as `generate_text`."""
+    async def write_song(self, clip: Recipe, request: GenerationRequest) -> Conditioning:
+        """Return what is kept of a song; reports each frame. Errors: as `generate_text`."""
         made = await self._generate(clip, request)
-        if not isinstance(made, Tensor):
-            raise NodeError(f"'{clip.name}' writes text and no songs; load MiniMax Music 3's language model")
-        return made
+        if isinstance(made, str):
+            raise NodeError(
+                f"'{clip.name}' writes text and no songs; load the language model of MiniMax Music 3 or YuE 2"
+            )
+        song: Conditioning = made
+        return song
 
     async def _generate(self, clip: Recipe, request: GenerationRequest) -> Any:
         self._check_text(request.system_prompt + request.text)

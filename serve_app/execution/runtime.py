@@ -55,8 +55,8 @@ class Runtime(Protocol):
         """
         ...
 
-    async def write_song(self, clip: Recipe, request: GenerationRequest) -> torch.Tensor:
-        """Return the states (1,frames,D) of a song that a language model writes; reports a progress value a frame.
+    async def write_song(self, clip: Recipe, request: GenerationRequest) -> Conditioning:
+        """Return what is kept of a song that a language model writes; reports a progress value a frame.
 
         Errors: NodeError for a text encoder that writes none.
         """

@@ -97,6 +97,7 @@ from tests.parity import (
     stable_audio3_cases,
     vision_cases,
     wan_cases,
+    yue2_cases,
 )
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
@@ -340,6 +341,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/minimax_music3.*": lambda: minimax_music3("net"),
     r"text_encoders/minimax_music3.*": lambda: minimax_music3("text"),
     r"vae/minimax_music3.*": lambda: minimax_music3("vae"),
+    r"checkpoints/yue2.*": lambda: yue2_cases.file(json.loads((GOLDEN / "yue2_keys.json").read_text())),
     r"checkpoints/ace_step_1\.5.*": lambda: ace_step("aio"),
     r"diffusion_models/acestep_v1\.5.*": lambda: ace_step("net"),
     r"vae/ace_1\.5_vae.*": lambda: ace_step("ace"),

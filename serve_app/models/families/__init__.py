@@ -16,7 +16,7 @@ from serve_app.models.families.autoencoders.ltx2_upscaler import Ltx2Upscaler
 from serve_app.models.families.autoencoders.ltx25 import Ltx25Vae
 from serve_app.models.families.autoencoders.minimax_h3 import MiniMaxH3Vae
 from serve_app.models.families.autoencoders.minimax_h3_audio import MiniMaxH3AudioVae
-from serve_app.models.families.autoencoders.oobleck import AceStep15Vae, StableAudioOpenVae
+from serve_app.models.families.autoencoders.oobleck import AceStep15Vae, StableAudioOpenVae, YuE2Vae
 from serve_app.models.families.autoencoders.pixel_space import PixelSpace
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.same import SameVae
@@ -115,6 +115,8 @@ from serve_app.models.families.vision.film import Film
 from serve_app.models.families.vision.moge import MoGe
 from serve_app.models.families.vision.rife import Rife
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
+from serve_app.models.families.yue2.backbone import YuE2
+from serve_app.models.families.yue2.text import YuE2Text
 
 UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
@@ -125,7 +127,7 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     *(MageFlow, Boogu),
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, WanScail, WanAnimate2, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2),
-    *(StableAudio3, AceStep15, MiniMaxMusic3, Sam31, Kandinsky5, Kandinsky5Image, ChromaRadiance),
+    *(StableAudio3, AceStep15, MiniMaxMusic3, YuE2, Sam31, Kandinsky5, Kandinsky5Image, ChromaRadiance),
     # After LTX-2, whose layers it has.
     LtxVideo,
 )
@@ -137,7 +139,7 @@ VAES: Sequence[type[VaeFamily]] = (
     *(HunyuanVideo15Vae, HunyuanVideoVae, MageFlowVae),
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (
-    *(Ltx2AudioVae, MiniMaxH3AudioVae, SameVae, AceStep15Vae, StableAudioOpenVae, MiniMaxMusic3Vae),
+    *(Ltx2AudioVae, MiniMaxH3AudioVae, SameVae, AceStep15Vae, StableAudioOpenVae, MiniMaxMusic3Vae, YuE2Vae),
 )
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
 BACKGROUND_REMOVERS: Sequence[type[ImageModelFamily]] = (BiRefNet,)
@@ -169,6 +171,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         T5GemmaText,
         AceStepWriter,
         MiniMaxMusic3Text,
+        YuE2Text,
     ),
 )
 TEXT_READERS: Sequence[type[TextFamily]] = (
@@ -297,5 +300,8 @@ __all__ = [
     "WanAnimate2",
     "WanScail",
     "WanVae",
+    "YuE2",
+    "YuE2Text",
+    "YuE2Vae",
     "ZImage",
 ]

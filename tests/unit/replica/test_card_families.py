@@ -221,7 +221,7 @@ BETWEEN = ("film_net", "rife")
 """Networks that make frames between two."""
 EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *SOUNDS, *OF_NO_FILE, *SEEING, *BETWEEN}
 """Workflows of which no forward need be captured: the host reads HiDream's, templates take two steps, others none."""
-UNSEEN = {"audio_minimax_music_3"}
+UNSEEN = {"audio_minimax_music_3", "audio_yue2_text2music"}
 """Sounds that are not made on the card double."""
 PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{files.network: partial(drawing, files) for files in FILES},
@@ -315,6 +315,7 @@ NOT_SHOWN: Mapping[str, str] = {
     **dict.fromkeys(
         ("MiniMaxMusic3", "MiniMaxMusic3Text", "MiniMaxMusic3Vae"), "its workflow does not pass on the card double yet"
     ),
+    **dict.fromkeys(("YuE2", "YuE2Text", "YuE2Vae"), "its workflow was not run on the card double yet"),
     "StableAudioOpenVae": "AceStep15Vae is the same at another rate",
 }
 """Families that no workflow here loads, and why."""

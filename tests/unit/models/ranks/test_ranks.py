@@ -324,7 +324,7 @@ ROWS_ONLY: Mapping[str, str] = {
     "WanAnimate2": "its frames attend to others' tokens one by one",
     "Sam31": "it samples nothing",
     **dict.fromkeys(
-        ("AceStep15", "Boogu", "ChromaRadiance", "Kandinsky5", "Kandinsky5Image", "LtxVideo", "MiniMaxMusic3"),
+        ("AceStep15", "Boogu", "ChromaRadiance", "Kandinsky5", "Kandinsky5Image", "LtxVideo", "MiniMaxMusic3", "YuE2"),
         "its shards are not written or not compared yet",
     ),
     **dict.fromkeys(("OvisImage", "StableAudio3"), "its shards are not written or not compared yet"),
