@@ -32,7 +32,7 @@ def device() -> Device:
 
 @pytest.fixture
 def engine(device: Device) -> Iterator[Engine]:
-    engine = Engine(MAX_CELLS, device)
+    engine = Engine(MAX_CELLS, device)  # type: ignore[arg-type]
     yield engine
     engine.close()
 
