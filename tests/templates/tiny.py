@@ -74,7 +74,6 @@ from serve_app.models.families.text.t5 import T5Text, UMT5Text
 from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextFamily
 from serve_app.models.families.unet.lotus import Lotus
-from serve_app.models.families.unet.sdpose import SdPose
 from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.families.video.wan_animate2 import WanAnimate2
@@ -150,7 +149,6 @@ KL = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=32, image_c
 SDXL = Sdxl((32, 64), (1, 1), (0, 1), 1, context_dim=128, linear=True, vector_dim=64 + 6 * 256)
 REFINER = SdxlRefiner((32, 64), (1, 1), (0, 1), 1, context_dim=64, linear=True, vector_dim=64 + 5 * 256)
 LOTUS = Lotus((32, 64), (1, 1), (0, 1), 1, context_dim=1024, linear=True, vector_dim=4)
-SDPOSE = SdPose((32, 64), (1, 1), (0, 1), 1, context_dim=1024, linear=True, vector_dim=4)
 UNCLIP = Unclip((32, 64), (1, 1), (0, 1), 1, context_dim=64, linear=True, vector_dim=2 * 768)
 SDXL_VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=4, image_channels=3, quantized=True)
 SVD = Svd((64, 64), (1, 1), (1, 0), 1, context_dim=64, linear=True, concat_channels=4, vector_dim=768)
@@ -247,7 +245,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/flux1-dev.*": lambda: whole(FLUX, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/sd3.5.*": lambda: whole(SD3, VAE, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
-    r"checkpoints/sdpose.*": lambda: whole(SDPOSE, SDXL_VAE),
+    r"checkpoints/sdpose.*": lambda: sdpose_checkpoint(),
     r"diffusion_models/rt_detr.*": lambda: found("rt_detr"),
     r"checkpoints/svd.*": lambda: svd_checkpoint(),
     r"checkpoints/sd_xl_refiner.*": lambda: whole(REFINER, SDXL_VAE, clip_g=CLIP_G),
@@ -479,6 +477,12 @@ def seeing(name: str) -> Tensors:
 def found(name: str) -> Tensors:
     """Return a network that finds something in pictures, which the parity tests compare with ComfyUI's."""
     return seeing_cases.positive(seeing_cases.weights(json.loads((GOLDEN / "found_keys.json").read_text())[name]))
+
+
+def sdpose_checkpoint() -> Tensors:
+    """Return a checkpoint of SDPose with its autoencoder."""
+    parts = {"model.diffusion_model.": found("sdpose"), "first_stage_model.": network(SDXL_VAE)}
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
 
 def svd_checkpoint() -> Tensors:
