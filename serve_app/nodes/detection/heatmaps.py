@@ -48,7 +48,8 @@ def _logarithms(maps: Array) -> Array:
     smooth: Array = gaussian_filter(maps, sigma=(0, SPREAD, SPREAD), mode="constant", truncate=reach)
     before, after = (each.max(axis=(1, 2), keepdims=True) for each in (maps, smooth))
     factors = np.divide(before, after, out=np.ones_like(before), where=after > 0)
-    return np.log(np.clip(smooth * factors, LEAST, MOST))
+    logarithms: Array = np.log(np.clip(smooth * factors, LEAST, MOST))
+    return logarithms
 
 
 def _newton_steps(maps: Array, numbers: Any, y: Any, x: Any) -> Any:

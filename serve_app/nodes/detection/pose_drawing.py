@@ -60,7 +60,7 @@ def draw_person(canvas: Canvas, points: Array, scores: Array, style: Style) -> N
     height, width = canvas.shape[:2]
 
     def sure(*numbers: int) -> bool:
-        return all(scores[number] >= style.least for number in numbers)
+        return all(bool(scores[number] >= style.least) for number in numbers)
 
     def inside(x: int, y: int) -> bool:
         return 0 <= x < width and 0 <= y < height
@@ -76,7 +76,7 @@ def draw_person(canvas: Canvas, points: Array, scores: Array, style: Style) -> N
 
     for number, ends in enumerate((*LIMBS, *HEAD)):
         if (style.body if number < len(LIMBS) else style.head) and sure(*ends):
-            _limb(canvas, *(points[end] for end in ends), style.stick, COLOURS[number])
+            _limb(canvas, points[ends[0]], points[ends[1]], style.stick, COLOURS[number])
     if style.body or style.head:
         shown = [n for n in BODY if (style.head if n in OF_HEAD else style.body or n == NECK)]
         dots(shown, inside, POINT, None)

@@ -82,10 +82,14 @@ async def sdpose_keypoint_extractor(
         pixels = await asyncio.to_thread(_pixels, images, batch, size)
         latents = await runtime.encode(vae, pixels)
         heatmaps = await runtime.search(model, PoseSearch(latents, text, first, len(looks)))
-        found = await asyncio.to_thread(lambda maps=heatmaps: [keypoints_of(one, size) for one in maps])
+        found = await asyncio.to_thread(_keypoints, heatmaps, size)
         for (number, cut), (points, scores) in zip(batch, found, strict=True):
             people[number].append(person_of(_in_image(points, cut, size), scores))
     return [{"canvas_width": width, "canvas_height": height, "people": of_image} for of_image in people]
+
+
+def _keypoints(heatmaps: Tensor, size: tuple[int, int]) -> list[tuple[Array, Array]]:
+    return [keypoints_of(one, size) for one in heatmaps]
 
 
 _Cut: TypeAlias = tuple[int, int, int, int]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import instance_norm, silu
 
-from serve_app.models.families.unet.lotus import Lotus
+from serve_app.models.families.unet.lotus import Lotus, task
 from serve_app.models.families.unet.unet import CELL
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
@@ -83,14 +83,12 @@ class SdPose(Lotus):
         latents = self.latent_format.to_model(to_device(request.latents.float(), device))
         rows = len(latents)
         context = to_device(request.text, device).expand(rows, -1, -1)
-        vector = self.vector({}, None, "positive")
-        assert vector is not None
         heatmaps = network.heatmap_head(
             self._features(
                 network,
                 latents.to(dtype),
                 context.to(dtype),
-                to_device(vector, device).to(dtype).expand(rows, -1),
+                to_device(task(), device).to(dtype).expand(rows, -1),
             )
         )
         found = to_host(heatmaps.float())

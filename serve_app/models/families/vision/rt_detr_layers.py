@@ -25,6 +25,7 @@ from transformers.models.hgnet_v2.configuration_hgnet_v2 import HGNetV2Config
 from transformers.models.hgnet_v2.modeling_hgnet_v2 import HGNetV2Backbone
 
 from serve_app.models.families.vision.batch_norm import FixedBatchNorm
+from serve_app.sampling.transfer import to_device
 
 POINTS = (3, 6, 3)
 """Places that a query reads on each scale."""
@@ -106,8 +107,9 @@ def built(sizes: Sizes, heads: int) -> nn.Module:
     network.pre_bbox_head = _small(width, width, 4, 3)
     network.layers = nn.ModuleList(DFineDecoderLayer(config) for _ in range(sizes.decoders))
     for layer in network.layers:
+        attention: Any = layer.encoder_attn
         # It is computed where the network is run.
-        del layer.encoder_attn.num_points_scale
+        del attention.num_points_scale
     network.qualities = nn.ModuleList(_quality(config) for _ in range(sizes.decoders))
     network.scores = nn.ModuleList(nn.Linear(width, sizes.kinds) for _ in range(sizes.decoders))
     network.corners = nn.ModuleList(_small(width, width, 4 * (BINS + 1), 3) for _ in range(sizes.decoders))
@@ -165,7 +167,7 @@ def _refined(
 ) -> tuple[Tensor, Tensor]:
     """Return boxes (B,N,4), middle and sides in 0…1, and what speaks for each kind (B,N,K), by all layers."""
     steps = _steps(x)
-    scales = torch.tensor([1 / count for count in POINTS for _ in range(count)], device=x.device)
+    scales = to_device(torch.tensor([1 / count for count in POINTS for _ in range(count)]), x.device)
     places = torch.tensor(sizes)
     box = reference.sigmoid()
     first, before, corners = box, torch.zeros_like(x), torch.zeros((), device=x.device, dtype=x.dtype)
@@ -190,8 +192,9 @@ def _refined(
 
 def _moved(boxes: Tensor, sides: Tensor) -> Tensor:
     """Return boxes (B,N,4), middle and sides, whose four sides (B,N,4) move outwards; half a side is none."""
-    near, far = ((0.5 * STEEPNESS + part) * (boxes[..., 2:] / STEEPNESS) for part in sides.split(2, dim=-1))
-    low, high = boxes[..., :2] - near, boxes[..., :2] + far
+    step = boxes[..., 2:] / STEEPNESS
+    low = boxes[..., :2] - (0.5 * STEEPNESS + sides[..., :2]) * step
+    high = boxes[..., :2] + (0.5 * STEEPNESS + sides[..., 2:]) * step
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
@@ -201,7 +204,7 @@ def _steps(like: Tensor) -> Tensor:
     base = (farthest + 1) ** (2 / (BINS - 2))
     outwards = [base**step - 1 for step in range(1, BINS // 2)] + [2 * farthest]
     steps = [*(-step for step in reversed(outwards)), 0.0, *outwards]
-    return torch.tensor(steps, device=like.device, dtype=like.dtype)
+    return to_device(torch.tensor(steps), like.device).to(like.dtype)
 
 
 def _backbone(sizes: Sizes) -> nn.Module:
