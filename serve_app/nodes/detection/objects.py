@@ -8,8 +8,9 @@ from torch import Tensor
 
 from serve_app.nodes.declare import node
 from serve_app.nodes.image.layout_drawing import COCO
-from serve_app.nodes.inputs import Combo, Float, Int
-from serve_app.nodes.sockets import BOUNDING_BOX, IMAGE, MODEL, RUNTIME
+from serve_app.nodes.inputs import Combo, Float, InputType, Int
+from serve_app.nodes.sockets import BOUNDING_BOX, RUNTIME
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import ObjectSearch
 
 ALL = "all"
@@ -23,11 +24,13 @@ ALL = "all"
     search_aliases=("bbox", "bounding box", "object detection", "coco"),
 )
 async def rtdetr_detect(
-    model: MODEL,
-    image: IMAGE,
-    threshold: Annotated[float, Float(0.5)],
+    model: Annotated[Recipe, InputType("MODEL", {"display_name": "model"})],
+    image: Annotated[Tensor, InputType("IMAGE", {"display_name": "image"})],
+    threshold: Annotated[float, Float(0.5, display_name="threshold")],
     class_name: Annotated[str, Combo([ALL, *COCO], default=ALL, tooltip="The kind of what is found; all: any.")],
-    max_detections: Annotated[int, Int(100, tooltip="Boxes of an image at most, the surest first.")],
+    max_detections: Annotated[
+        int, Int(100, display_name="max_detections", tooltip="Boxes of an image at most, the surest first.")
+    ],
     runtime: RUNTIME,
 ) -> BOUNDING_BOX:
     """Boxes around objects, with label and score, a list each image, the surest first.

@@ -57,7 +57,7 @@ class Style:
 
 def draw_person(canvas: Canvas, points: Array, scores: Array, style: Style) -> None:
     """Draw a person's points (134,2) with scores (134,) on a canvas (H,W,3)."""
-    height, width = canvas.shape[:2]
+    height, width = (int(side) for side in canvas.shape[:2])
 
     def sure(*numbers: int) -> bool:
         return all(bool(scores[number] >= style.least) for number in numbers)

@@ -18,7 +18,7 @@ from serve_app.nodes.declare import node
 from serve_app.nodes.detection.heatmaps import MISSING, Array, keypoints_of
 from serve_app.nodes.detection.people import check_frames, face_of, person_of, points_of
 from serve_app.nodes.detection.pose_drawing import Style, draw_person
-from serve_app.nodes.image.bounding_boxes import Box, boxes_by_image
+from serve_app.nodes.image.bounding_boxes import Box, Found, boxes_by_image
 from serve_app.nodes.inputs import Bool, Float, InputType, Int
 from serve_app.nodes.sockets import BOUNDING_BOX, IMAGE, MODEL, RUNTIME, VAE
 from serve_app.values import PoseSearch
@@ -49,13 +49,7 @@ async def sdpose_keypoint_extractor(
     image: IMAGE,
     batch_size: Annotated[int, Int(16, min=1, max=10000, step=1)],
     runtime: RUNTIME,
-    bboxes: Annotated[
-        Any,
-        InputType(
-            "BOUNDING_BOX",
-            {"forceInput": True, "tooltip": "Boxes around people, each looked at alone; without any, whole images."},
-        ),
-    ] = None,
+    bboxes: Found | None = None,
 ) -> POSE_KEYPOINT:
     """People's poses, a frame each image: one of the whole image, or one of each box.
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -103,12 +104,13 @@ def poses(figures: dict[str, Any], keys: dict[str, Any]) -> None:
 def objects(figures: dict[str, Any], keys: dict[str, Any]) -> None:
     """Make the figures of RT-DETR, whose class knows one size alone."""
     given, side = found_cases.RT_DETR, found_cases.RT_DETR_SIDE
-    rt_detr.HGNetv2._STAGE_CFGS = [list(stage) for stage in found_cases.RT_DETR_STAGES]
     net = rt_detr.RTv4.__new__(rt_detr.RTv4)
     torch.nn.Module.__init__(net)
     net.dtype, net.load_device = torch.float32, "cpu"
     net.num_classes, net.num_queries = 80, found_cases.RT_DETR_QUERIES
-    net.backbone = rt_detr.HGNetv2(**WHERE)
+    stages = [list(stage) for stage in found_cases.RT_DETR_STAGES]
+    with mock.patch("comfy.ldm.rt_detr.rtdetr_v4.HGNetv2._STAGE_CFGS", stages):
+        net.backbone = rt_detr.HGNetv2(**WHERE)
     net.encoder = rt_detr.HybridEncoder(
         in_channels=net.backbone.out_channels,
         hidden_dim=given["enc_h"],
