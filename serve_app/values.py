@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from serve_app.nested_tensor import Samples
 from serve_app.recipe.recipe import Recipe
@@ -324,6 +324,9 @@ class Detection:
     text names; refinements: how often a mask is drawn again.
     """
 
+    finds: ClassVar[str] = "what texts, boxes and points show"
+    finder: ClassVar[str] = "SAM 3.1"
+
     images: torch.Tensor
     conditioning: Conditioning | None
     boxes: Sequence[torch.Tensor | None]
@@ -331,6 +334,32 @@ class Detection:
     outside: Sequence[tuple[float, float]]
     threshold: float
     refinements: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ObjectSearch:
+    """Images (B,H,W,C) in 0…1 in which objects of known kinds are to be found."""
+
+    finds: ClassVar[str] = "objects of known kinds"
+    finder: ClassVar[str] = "RT-DETR v4"
+
+    images: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoseSearch:
+    """Unscaled latents (B,c,h,w) of images in which a person's pose is to be found. text: (1,T,D), as it was trained.
+
+    done, total: of images, before these and in all, for the progress.
+    """
+
+    finds: ClassVar[str] = "poses"
+    finder: ClassVar[str] = "SDPose"
+
+    latents: torch.Tensor
+    text: torch.Tensor
+    done: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -349,9 +378,16 @@ class Tracking:
     of what a text names; most: things at most, 0 for as many as can be; every: frames from one search to the next.
     """
 
+    finds: ClassVar[str] = "what texts, boxes and points show"
+    finder: ClassVar[str] = "SAM 3.1"
+
     images: torch.Tensor
     conditioning: Conditioning | None
     initial: torch.Tensor | None
     threshold: float
     most: int
     every: int
+
+
+Search: TypeAlias = Detection | Tracking | ObjectSearch | PoseSearch
+"""What is to be found in images by a network that comes as a MODEL."""

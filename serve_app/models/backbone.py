@@ -29,7 +29,7 @@ from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.latents.layout import ONE_PART, LatentLayout
 from serve_app.sampling.schedules.levels import Levels
 from serve_app.sampling.transfer import to_device, to_host
-from serve_app.values import Conditioning, Detection, Tracking
+from serve_app.values import Conditioning, Search
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,9 +121,9 @@ class RecipeBackbone:
         """Return the texts that its file holds, as `BackboneFamily.own_texts`, on the host by `to_host`."""
         return {role: to_host(text) for role, text in self.network.family.own_texts(self.network.module).items()}
 
-    def segmented(self, request: Detection | Tracking) -> Generator[tuple[int, int], None, Any]:
-        """Segment images or a video, as `BackboneFamily.segmented`. Errors: NodeError."""
-        return self.network.family.segmented(self.network.module, request)
+    def searched(self, request: Search) -> Generator[tuple[int, int], None, Any]:
+        """Search images or a video, as `BackboneFamily.searched`. Errors: NodeError."""
+        return self.network.family.searched(self.network.module, request)
 
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
         """Return an entry's conditioning inputs for the network.

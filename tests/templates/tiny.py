@@ -247,6 +247,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/flux1-dev.*": lambda: whole(FLUX, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/sd3.5.*": lambda: whole(SD3, VAE, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
+    r"checkpoints/sdpose.*": lambda: sdpose_checkpoint(),
+    r"diffusion_models/rt_detr.*": lambda: found("rt_detr"),
     r"checkpoints/svd.*": lambda: svd_checkpoint(),
     r"checkpoints/sd_xl_refiner.*": lambda: whole(REFINER, SDXL_VAE, clip_g=CLIP_G),
     r"checkpoints/unclip.*": lambda: unclip_checkpoint(),
@@ -474,6 +476,17 @@ def seedvr2(name: str) -> Tensors:
 def seeing(name: str) -> Tensors:
     """Return a network that looks at pictures, which the parity tests compare with ComfyUI's."""
     return seeing_cases.positive(seeing_cases.weights(json.loads((GOLDEN / "seeing_keys.json").read_text())[name]))
+
+
+def found(name: str) -> Tensors:
+    """Return a network that finds something in pictures, which the parity tests compare with ComfyUI's."""
+    return seeing_cases.positive(seeing_cases.weights(json.loads((GOLDEN / "found_keys.json").read_text())[name]))
+
+
+def sdpose_checkpoint() -> Tensors:
+    """Return a checkpoint of SDPose with its autoencoder."""
+    parts = {"model.diffusion_model.": found("sdpose"), "first_stage_model.": network(SDXL_VAE)}
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
 
 def svd_checkpoint() -> Tensors:

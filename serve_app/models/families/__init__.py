@@ -98,6 +98,7 @@ from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextEnsemble, TextFamily
 from serve_app.models.families.unet.lotus import Lotus
 from serve_app.models.families.unet.sd import Sd
+from serve_app.models.families.unet.sdpose import SdPose
 from serve_app.models.families.unet.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.unet.unclip import Unclip
@@ -114,11 +115,12 @@ from serve_app.models.families.vision.depth_anything3 import DepthAnything3
 from serve_app.models.families.vision.film import Film
 from serve_app.models.families.vision.moge import MoGe
 from serve_app.models.families.vision.rife import Rife
+from serve_app.models.families.vision.rt_detr import RtDetr4
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 from serve_app.models.families.yue2.backbone import YuE2
 from serve_app.models.families.yue2.text import YuE2Text
 
-UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
+UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdPose, Lotus, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     # Before Flux.1, whose names some of its layers have.
@@ -127,7 +129,7 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     *(MageFlow, Boogu),
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, WanScail, WanAnimate2, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2),
-    *(StableAudio3, AceStep15, MiniMaxMusic3, YuE2, Sam31, Kandinsky5, Kandinsky5Image, ChromaRadiance),
+    *(StableAudio3, AceStep15, MiniMaxMusic3, YuE2, Sam31, RtDetr4, Kandinsky5, Kandinsky5Image, ChromaRadiance),
     # After LTX-2, whose layers it has.
     LtxVideo,
 )
@@ -279,10 +281,12 @@ __all__ = [
     "QwenImage21Vae",
     "Redux",
     "Rife",
+    "RtDetr4",
     "Sam31",
     "SameVae",
     "Sd",
     "Sd3",
+    "SdPose",
     "Sdxl",
     "SdxlRefiner",
     "SdxlText",

@@ -86,6 +86,7 @@ _REFINED = "txt_in.individual_token_refiner.blocks.0.norm1.weight"
 _BACKBONES = (
     _known("SAM 3.1", "detector.backbone.vision_backbone.propagation_convs.0.conv_1x1.weight"),
     _lacking("SAM 3", "detector.backbone.vision_backbone.trunk.blocks.0.attn.qkv.weight"),
+    _known("RT-DETR v4", "encoder.pan_blocks.1.cv4.conv.weight"),
     _known("Stable Audio 3", "transformer.global_cond_embedder.0.weight"),
     _lacking("Stable Audio", "transformer.rotary_pos_emb.inv_freq"),
     _lacking("Stable Cascade", "clf.1.weight"),

@@ -311,6 +311,7 @@ NOT_SHOWN: Mapping[str, str] = {
         ("OvisImage", "OvisText"), "the text encoder's width, by which it is told, makes its vocabulary 1.2 GB"
     ),
     "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
+    **dict.fromkeys(("RtDetr4", "SdPose"), "it looks at pictures of one large size, which take a processor long"),
     **dict.fromkeys(("Sam31", "Sam3Text"), "it segments images and samples none, so that no workflow draws with it"),
     **dict.fromkeys(
         ("MiniMaxMusic3", "MiniMaxMusic3Text", "MiniMaxMusic3Vae"), "its workflow does not pass on the card double yet"
