@@ -72,15 +72,15 @@ class Network(nn.Module):
         super().__init__()
         sizes, width = config(), cases.SIZES["hidden_size"]
         self.dtype = torch.float32
-        self.model = nn.Module()
+        self.model: Any = nn.Module()
         self.model.layers = nn.ModuleList(
             TransformerBlock(sizes, i, CPU, torch.float32, OPERATIONS) for i in range(sizes.num_hidden_layers)
         )
         self.model.norm = RMSNorm(width, 1e-6, device=CPU, dtype=torch.float32)
         self.vae2llm, self.llm2vae = nn.Linear(64, width), nn.Linear(width, 64)
-        self.time_embedder = nn.Module()
+        self.time_embedder: Any = nn.Module()
         self.time_embedder.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-        self.latent_pos_embed = nn.Module()
+        self.latent_pos_embed: Any = nn.Module()
         self.latent_pos_embed.register_buffer("pe", torch.empty(cases.PLACES, width))
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, yue2_chunks: Any, **_: Any) -> Tensor:
@@ -101,16 +101,16 @@ class Network(nn.Module):
         return made
 
 
-class Sounds(comfy.latent_formats.LatentFormat):
+class Sounds(comfy.latent_formats.LatentFormat):  # type: ignore[misc]
     latent_channels, latent_dimensions = 64, 1
 
 
-class Config(comfy.supported_models_base.BASE):
+class Config(comfy.supported_models_base.BASE):  # type: ignore[misc]
     sampling_settings = {"multiplier": 1.0}  # noqa: RUF012
     latent_format = Sounds
 
 
-class Base(comfy.model_base.BaseModel):
+class Base(comfy.model_base.BaseModel):  # type: ignore[misc]
     def extra_conds(self, **given: Any) -> dict[str, Any]:
         return {
             "c_crossattn": comfy.conds.CONDRegular(given["cross_attn"]),
