@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import signal
 import sys
 import tempfile
@@ -38,7 +39,8 @@ def main() -> int:
         minutes=arguments.minutes,
     )
     site = Site(setting)
-    report = under_faults(plan, site, faults(site), setting.title)
+    chosen = [fault for fault in faults(site) if re.search(arguments.only, f"{fault.part}: {fault.action}")]
+    report = under_faults(plan, site, chosen, setting.title)
     print("\n".join(report.lines()), flush=True)
     if arguments.keep:
         print(f"kept: {root}")
@@ -51,6 +53,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=40, help="kills and stops meanwhile (default: %(default)s)")
     parser.add_argument("--cancels", type=int, default=0, help="of the jobs, how many are cancelled (default: none)")
     parser.add_argument("--poison", type=float, default=0.03, help="share of poison (default: %(default)s)")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only faults with such a name, as `rank: kill`")
     parser.add_argument("--seed", type=int, default=0, help="what all is drawn from (default: %(default)s)")
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="after these nothing new comes (default: no end)"
