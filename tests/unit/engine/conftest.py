@@ -26,7 +26,12 @@ def engine() -> Iterator[Engine]:
     engine.close()
 
 
-@pytest.fixture(autouse=True)
-def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have forwards hold all that fit: what they take on this machine is no part of what is tested."""
-    monkeypatch.setattr("serve_app.engine.engine.Curves", AllThatFit)
+@pytest.fixture(autouse=True, scope="module")
+def measured() -> Iterator[None]:
+    """Have forwards hold all that fit: what they take on this machine is no part of what is tested.
+
+    Set before the engines that a module's tests share are made.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serve_app.engine.engine.Curves", AllThatFit)
+        yield
