@@ -5,14 +5,14 @@ The nodes themselves are in `nodes/logic/loops.py`. Source: the facts of ComfyUI
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from serve_app.errors import NodeError
 from serve_app.graph.graph import Graph, Link
 
 START, END = "StartLoop", "EndLoop"
 MOST_LOOPS = 50
-"""Of loops before an end: to find what one closes, all before it are looked at."""
+"""Of loops in a graph, or before an end: to find what one closes, all before it are looked at."""
 
 
 class Loops:
@@ -49,55 +49,64 @@ class Loops:
         for node_id in before:
             for source in self._links(node_id):
                 consumers.setdefault(source, []).append(node_id)
-        dependent, stack = set(), [start]
-        while stack:
-            for consumer in consumers.get(stack.pop(), ()):
-                if consumer not in dependent:
-                    dependent.add(consumer)
-                    stack.append(consumer)
+        dependent = _reached([start], lambda node_id: consumers.get(node_id, ()))
         return [node_id for node_id in before if node_id in dependent]
 
     def sources(self, node_id: str) -> dict[str, None]:
         """Return all nodes that a node depends on, in a fixed order."""
         if node_id not in self._before:
-            found: dict[str, None] = {}
-            stack = [node_id]
-            while stack:
-                for source in self._links(stack.pop()):
-                    if source not in found:
-                        found[source] = None
-                        stack.append(source)
-            self._before[node_id] = found
+            self._before[node_id] = _reached([node_id], self._links)
         return self._before[node_id]
 
     def _is(self, node_id: str, class_type: str) -> bool:
         return self._class_of(node_id) == class_type
 
 
+def _reached(beginnings: Iterable[str], next_of: Callable[[str], Iterable[str]]) -> dict[str, None]:
+    """Return the nodes that others lead to, step by step, in a fixed order."""
+    found: dict[str, None] = {}
+    stack = list(beginnings)
+    while stack:
+        for node_id in next_of(stack.pop()):
+            if node_id not in found:
+                found[node_id] = None
+                stack.append(node_id)
+    return found
+
+
 def closing(graph: Graph, outputs: Collection[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the ends of the loops that outputs lie in, and the nodes that are wrong, each with the reason.
 
     No link asks for such an end, but without it the loop would not run. graph: without circles. outputs: the output
-    nodes that are wanted; loops that none of them needs or lies in are not looked at.
+    nodes that are wanted; loops that none of them needs or lies in are not looked at. The work grows with the number of
+    loops, and not with that of outputs, times the nodes.
     """
-    if not any(node.class_type in (START, END) for node in graph.nodes.values()):
+    starts, ends = ([node.id for node in graph.nodes.values() if node.class_type == kind] for kind in (START, END))
+    for found in (starts, ends):
+        if len(found) > MOST_LOOPS:
+            return [], [(found[-1], f"it is one of {len(found)}; a graph may have {MOST_LOOPS}")]
+    if not starts and not ends:
         return [], []
-    loops = Loops(
-        lambda node_id: [link.node_id for _, link in graph.nodes[node_id].links() if link.node_id in graph.nodes],
-        lambda node_id: graph.nodes[node_id].class_type,
-    )
-    needed = {*outputs, *(source for output in outputs for source in loops.sources(output))}
-    ends = [node.id for node in graph.nodes.values() if node.class_type == END]
-    asked = [end for end in ends if end in needed or not loops.sources(end).keys().isdisjoint(outputs)]
-    open_ = {node_id for node_id in needed if graph.nodes[node_id].class_type == START}
+    links = {
+        node.id: [link.node_id for _, link in node.links() if link.node_id in graph.nodes]
+        for node in graph.nodes.values()
+    }
+    consumers: dict[str, list[str]] = {}
+    for node_id, before in links.items():
+        for source in before:
+            consumers.setdefault(source, []).append(node_id)
+    loops = Loops(links.__getitem__, lambda node_id: graph.nodes[node_id].class_type)
+    wanted = set(outputs)
+    needed = wanted | _reached(wanted, links.__getitem__).keys()
+    asked = [end for end in ends if end in needed or not loops.sources(end).keys().isdisjoint(wanted)]
+    open_ = needed.intersection(starts)
     wrong: list[tuple[str, str]] = []
     bodies: dict[str, tuple[str, set[str]]] = {}
     for end in asked:
         try:
             start = loops.start_of(end)
         except NodeError as error:
-            wrong.append((end, str(error)))
-            return [], wrong
+            return [], [(end, str(error))]
         bodies[end] = start, {start, *loops.between(start, end)}
         open_.discard(start)
     wrong += [(start, "no End Loop closes it") for start in sorted(open_)]
@@ -105,19 +114,14 @@ def closing(graph: Graph, outputs: Collection[str]) -> tuple[list[str], list[tup
         accumulate = graph.nodes[end].inputs.get("accumulate")
         if isinstance(accumulate, Link) and accumulate.node_id in body:
             wrong.append((end, f"accumulate depends on node {accumulate.node_id}, which is in the loop"))
-        wrong += ((output, reason) for output, reason in _escapes(loops, outputs, start, end, body))
-    return [end for end in asked if end not in needed], wrong
-
-
-def _escapes(
-    loops: Loops, outputs: Collection[str], start: str, end: str, body: Collection[str]
-) -> Iterator[tuple[str, str]]:
-    """Yield the outputs that depend on a loop's nodes and not on its end alone, and why that is wrong."""
-    for output in outputs:
-        before = loops.sources(output)
-        if output not in body and start in before and end not in before:
-            yield (
+        after, ended = (_reached([one], lambda node_id: consumers.get(node_id, ())) for one in (start, end))
+        wrong += [
+            (
                 output,
                 f"it is in the loop that begins with node {start}, and node {end} does not end it: connect it to a "
                 "termination of the End Loop",
             )
+            for output in outputs
+            if output in after and output not in ended and output not in body
+        ]
+    return [end for end in asked if end not in needed], wrong

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from serve_app.graph.loops import MOST_LOOPS, closing
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import Validated, validate
 from serve_app.nodes.registry import specs
@@ -82,3 +84,23 @@ def test_loops_in_a_circle_and_links_to_nothing_are_other_problems() -> None:
     assert "dependency_cycle" in {problem.type for problem in checked(end=circle, save=after_end()).problems}
     lost = ("EndLoop", {"accumulate": True, "output_value": ["nowhere", 0]})
     assert "custom_validation_failed" in {problem.type for problem in checked(end=lost, save=after_end()).problems}
+
+
+def test_what_is_looked_at_grows_with_loops_and_not_with_outputs() -> None:
+    """Of two thousand nodes in a row, each of them shown, the sources of each output would take some 50 MB."""
+    row = {"0": ("StartLoop", {}), **{str(n): ("ImageInvert", {"image": [str(n - 1), 0]}) for n in range(1, 2_000)}}
+    shown = {f"shown {n}": ("PreviewImage", {"images": [str(n), 0]}) for n in range(1, 2_000)}
+    graph = parse({name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in {**row, **shown}.items()})
+    tracemalloc.start()
+    try:
+        found = closing(graph, list(shown))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == ([], [("0", "no End Loop closes it")])
+    assert peak < 8 * 2**20
+
+
+def test_a_graph_of_too_many_loops_is_refused() -> None:
+    starts = {f"s{n}": {"class_type": "StartLoop", "inputs": {}} for n in range(MOST_LOOPS + 1)}
+    assert closing(parse(starts), []) == ([], [(f"s{MOST_LOOPS}", "it is one of 51; a graph may have 50")])
