@@ -146,7 +146,7 @@ def next_token(logits: Tensor, history: list[int], phase: str, asked: dict[str, 
 
 
 def written(model: Any, prompts: list[list[int]], phase: str, count: int, asked: dict[str, Any]) -> list[int]:
-    """Return so many tokens, fewer than which no end may come. Each is read with all before it."""
+    """Return generated tokens; the end token may not come before the least number. All are read anew for each."""
     draws, tokens = torch.Generator().manual_seed(cases.SEED), []
     while len(tokens) < count:
         logits = [model.lm_head(model(torch.tensor([prompt + tokens]))[0][:, -1])[0] for prompt in prompts]

@@ -19,7 +19,7 @@ SCORED = {
     "melody": "Generate a melody-only ABC transcription without chord symbols, then generate music with codec tokens "
     "from the given conditions.",
 }
-"""What the model is told to do, by the kind of score."""
+"""The instruction at the beginning of the prompt, by the kind of score."""
 UNSCORED = "Generate music with codec tokens from the given conditions."
 UNSCORED_GUIDANCE = 1.01
 MUSIC_WINDOW = 50

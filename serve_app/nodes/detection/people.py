@@ -39,6 +39,8 @@ MOVED = {
 }
 """Of each place of OpenPose's body that differs: the place in COCO's, with the neck behind it."""
 EYES = (14, 15)
+FARTHEST = 1_000_000
+"""Pixels that a point may lie from the first one."""
 
 PARTS: Mapping[str, int] = {
     "pose_keypoints_2d": 18,
@@ -105,6 +107,6 @@ def _rows(person: Person, name: str) -> Array:
     if len(given) != 3 * count:
         raise NodeError(f"{name} of a person has {len(given)} numbers; it must have {3 * count}, x, y and score each")
     rows = np.array(given, dtype=np.float32).reshape(count, 3)
-    if not np.isfinite(rows).all():
-        raise NodeError(f"{name} of a person has a number that is not finite")
+    if not (np.abs(rows) < FARTHEST).all():
+        raise NodeError(f"{name} of a person has a number that is not between -{FARTHEST:,} and {FARTHEST:,}")
     return rows

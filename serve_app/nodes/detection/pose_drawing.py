@@ -18,6 +18,7 @@ from serve_app.nodes.detection.heatmaps import Array
 
 Canvas: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 Colour: TypeAlias = tuple[int, int, int]
+Corners: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 COLOURS: Sequence[Colour] = (
     *((255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0)),
@@ -37,6 +38,7 @@ FINGERS = tuple(
 POINT = 4
 """The radius of a point of a body, a foot or a hand."""
 BLUE, WHITE = (0, 0, 255), (255, 255, 255)
+_COSINES, _SINES = (np.array([turn(math.radians(degree)) for degree in range(361)]) for turn in (math.cos, math.sin))
 AT_EDGE = 0.01
 """Hands and faces have no point nearer to the left or upper edge."""
 
@@ -136,30 +138,34 @@ def _limb(canvas: Canvas, start: Array, end: Array, stick: int, colour: Colour) 
     _fill(canvas, _ellipse(middle, (int(length / 2) + 0.5, stick + 0.5), angle), colour)
 
 
-def _ellipse(middle: tuple[int, int], axes: tuple[float, float], angle: float) -> list[tuple[int, int]]:
-    """Return the corners of an ellipse's polygon, one a degree, in whole pixels. angle: in radians."""
+def _ellipse(middle: tuple[int, int], axes: tuple[float, float], angle: float) -> tuple[Corners, Corners]:
+    """Return the x and y of the corners of an ellipse's polygon, one a degree, in whole pixels. angle: in radians."""
     cosine, sine = math.cos(angle), math.sin(angle)
-    corners = []
-    for degree in range(361):
-        along, across = axes[0] * math.cos(math.radians(degree)), axes[1] * math.sin(math.radians(degree))
-        x = round(middle[0] + along * cosine - across * sine)
-        y = round(middle[1] + along * sine + across * cosine)
-        corners.append((x, y))
-    return corners
+    along, across = axes[0] * _COSINES, axes[1] * _SINES
+    x = np.rint(middle[0] + along * cosine - across * sine)
+    y = np.rint(middle[1] + along * sine + across * cosine)
+    return x.astype(np.int64), y.astype(np.int64)
 
 
-def _fill(canvas: Canvas, corners: Sequence[tuple[int, int]], colour: Colour) -> None:
+def _fill(canvas: Canvas, corners: tuple[Corners, Corners], colour: Colour) -> None:
     """Fill a polygon, row by row between the edges that a row crosses; an edge's lower end is not of it."""
     height, width = canvas.shape[:2]
-    xs, ys = zip(*corners, strict=True)
-    left, right = max(0, min(xs)), min(width, max(xs) + 1)
-    top, bottom = max(0, min(ys)), min(height, max(ys) + 1)
+    xs, ys = corners
+    left, right = max(0, int(xs.min())), min(width, int(xs.max()) + 1)
+    top, bottom = max(0, int(ys.min())), min(height, int(ys.max()) + 1)
     if left >= right or top >= bottom:
         return
+    to_xs, to_ys = np.roll(xs, -1), np.roll(ys, -1)
+    falls = ys <= to_ys
+    (x, to_x), (y, to_y) = (
+        (np.where(falls, begin, end), np.where(falls, end, begin)) for begin, end in ((xs, to_xs), (ys, to_ys))
+    )
+    first = np.maximum(y, top)
+    counts = np.maximum(np.minimum(to_y, bottom) - first, 0)
+    # Every row that an edge crosses, edge after edge.
+    edge = np.repeat(np.arange(len(xs)), counts)
+    row = first[edge] + np.arange(len(edge)) - np.repeat(counts.cumsum() - counts, counts)
+    column = np.ceil(x[edge] + (row - y[edge]) * (to_x - x)[edge] / (to_y - y)[edge]).astype(np.int64)
     crossed = np.zeros((bottom - top, right - left + 1), dtype=np.int32)
-    for a, b in zip(corners, (*corners[1:], corners[0]), strict=True):
-        (x, y), (to_x, to_y) = (a, b) if a[1] <= b[1] else (b, a)
-        for row in range(max(y, top), min(to_y, bottom)):
-            column = math.ceil(x + (row - y) * (to_x - x) / (to_y - y))
-            crossed[row - top, min(max(column, left), right) - left] += 1
+    np.add.at(crossed, (row - top, np.clip(column, left, right) - left), 1)
     canvas[top:bottom, left:right][crossed[:, :-1].cumsum(axis=1) % 2 == 1] = colour

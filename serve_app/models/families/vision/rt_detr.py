@@ -30,6 +30,8 @@ from serve_app.values import ObjectSearch
 AT_ONCE = 32
 """Images of one forward."""
 SCALES = 3
+KINDS = 80
+"""Of objects: COCO's, by whose names boxes are labelled."""
 HEADS = 8
 _LAYER = {
     "self_attn": "self_attn",
@@ -75,6 +77,8 @@ class RtDetr4(BackboneFamily):
                 f"holds an RT-DETR v4 of {len(stages)} stages, {mixing} and {width} wide; supported are {SCALES + 1}, "
                 f"and multiples of {HEADS}"
             )
+        if (kinds := tensors.shape("decoder.enc_score_head.weight")[0]) != KINDS:
+            raise tensors.unsupported(f"holds an RT-DETR v4 that finds {kinds} kinds of objects; supported are {KINDS}")
         return cls(
             Sizes(
                 tensors.shape("backbone.stem.stem1.conv.weight")[0],
@@ -87,7 +91,7 @@ class RtDetr4(BackboneFamily):
                 tensors.shape("encoder.fpn_blocks.0.cv2.1.conv.weight")[0],
                 tensors.count("decoder.decoder.layers."),
                 tensors.shape("decoder.decoder.layers.0.linear1.weight")[0],
-                tensors.shape("decoder.enc_score_head.weight")[0],
+                kinds,
             )
         )
 

@@ -127,10 +127,10 @@ class YuE2Encoder(DecoderEncoder):
 
 
 class _Writing(JointGeneration):
-    """Tokens being written up to an end token. ends: that token; of: the first and last of those that may be written.
+    """Tokens being written up to an end token.
 
-    least: tokens before the end may come; most: of all. surest: how many of the most likely tokens are always kept.
-    rough: probabilities are in the model's own precision.
+    ends: the end token. of: the first token that may be written, and the one after the last. at_least: tokens before
+    the end token may come.
     """
 
     ends: ClassVar[int]

@@ -95,7 +95,7 @@ async def test_poses_are_looked_for_in_each_box_of_an_image() -> None:
         ({"canvas_width": 8, "canvas_height": 8, "people": [{}]}, "pose_keypoints_2d of a person has 0 numbers"),
         (
             {"canvas_width": 8, "canvas_height": 8, "people": [{"pose_keypoints_2d": [float("nan")] * 54}]},
-            "a number that is not finite",
+            "a number that is not between",
         ),
     ],
 )
