@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from serve_app.errors import NodeError
+from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families.family import BackboneFamily, Family
 from serve_app.models.families.unet.sdpose import SdPose
 from serve_app.models.families.vision.rt_detr import RtDetr4
 from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.files.tensors import Tensors
 from serve_app.nodes.detection.heatmaps import keypoints_of
 from serve_app.nodes.detection.objects import rtdetr_detect
 from serve_app.nodes.detection.poses import sdpose_draw_keypoints, sdpose_face_b_boxes, sdpose_keypoint_extractor
@@ -129,3 +130,10 @@ async def test_a_network_that_finds_something_else_is_refused(runtime: Any) -> N
         await sdpose_keypoint_extractor(model("rt_detr"), VAE, found_cases.pictures(), 2, runtime)
     with pytest.raises(NodeError, match="SDPose does not find objects of known kinds; one of RT-DETR v4 does"):
         await rtdetr_detect(model("sdpose"), found_cases.pictures(), 0.5, "all", 100, runtime)
+
+
+def test_a_network_of_other_kinds_than_cocos_is_refused() -> None:
+    shapes = {name: tuple(shape) for name, shape in KEYS["rt_detr"].items()}
+    shapes["decoder.enc_score_head.weight"] = (365, *shapes["decoder.enc_score_head.weight"][1:])
+    with pytest.raises(ModelFileError, match="finds 365 kinds of objects; supported are 80"):
+        RtDetr4.probe(Tensors(shapes, "'a.safetensors'"))
