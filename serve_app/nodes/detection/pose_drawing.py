@@ -151,8 +151,8 @@ def _fill(canvas: Canvas, corners: tuple[Corners, Corners], colour: Colour) -> N
     """Fill a polygon, row by row between the edges that a row crosses; an edge's lower end is not of it."""
     height, width = canvas.shape[:2]
     xs, ys = corners
-    left, right = max(0, int(xs.min())), min(width, int(xs.max()) + 1)
-    top, bottom = max(0, int(ys.min())), min(height, int(ys.max()) + 1)
+    left, right = max(0, int(np.min(xs))), min(width, int(np.max(xs)) + 1)
+    top, bottom = max(0, int(np.min(ys))), min(height, int(np.max(ys)) + 1)
     if left >= right or top >= bottom:
         return
     to_xs, to_ys = np.roll(xs, -1), np.roll(ys, -1)
