@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 
-from serve_app.engine.curve import Curves
 from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import HostTimeline
-from tests.unit.engine.mixes import MAX_CELLS
-
-
-class AllThatFit(Curves):
-    """Takes the largest size, whatever was measured."""
-
-    def enough(self, key: Hashable, sizes: Sequence[int]) -> int:
-        return len(sizes)
+from tests.unit.engine.mixes import MAX_CELLS, all_that_fit
 
 
 @pytest.fixture
@@ -32,6 +24,5 @@ def measured() -> Iterator[None]:
 
     Set before the engines that a module's tests share are made.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serve_app.engine.engine.Curves", AllThatFit)
+    with all_that_fit():
         yield
