@@ -119,6 +119,16 @@ def lacking(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> list[str
     return sorted(needed_classes(workflow) - classes.keys())
 
 
+def cut_off(workflow: Mapping[str, Any]) -> list[str]:
+    """Return the outputs of a saved workflow's subgraphs whose links the file lacks: nothing runs what needs them."""
+    return [
+        f"`{output['name']}` of its subgraph {subgraph['name']!r}"
+        for subgraph in workflow.get("definitions", {}).get("subgraphs", [])
+        for output in subgraph["outputs"]
+        if output["linkIds"] and not {*output["linkIds"]} & {link["id"] for link in subgraph["links"]}
+    ]
+
+
 def said_by_comfyui(templates: Mapping[str, Any], folder: str, python: str) -> dict[str, list[str]]:
     """Return what a ComfyUI lacks for each saved workflow, by name: classes, or else what its validation refuses."""
     with TemporaryDirectory() as made:
@@ -154,26 +164,34 @@ def page(folder: Path, *comfyui: str) -> str:
     elsewhere = said_by_comfyui(failing, *comfyui) if comfyui else {}
     rows: list[str] = []
     missed: Counter[str] = Counter()
-    nowhere = 0
+    nowhere = broken = 0
     for name in sorted(workflows, key=lambda name: -usage[name]):
         missing, wrong = found[name]
         missed.update(missing)
         there = elsewhere.get(name)
-        nowhere += bool(there)
+        cut = cut_off(workflows[name]) if there else []
+        nowhere += bool(there and not cut)
+        broken += bool(cut)
         where = "here" if name not in failing else "" if there is None else "nowhere" if there else "ComfyUI pool"
         shown = _few([f"`{one}`" for one in missing]) or "; ".join(wrong[:2])
         if there:
             shown += f"; a ComfyUI lacks {_few(there)}"
+        if cut:
+            shown = f"the file has no link to {_few(cut)}"
         rows.append(f"| {name} | {usage[name]} | {where} | {shown.replace('|', '/')[:400]} |")
     passing = len(workflows) - len(failing)
     share = sum(usage[name] for name in workflows if name not in failing) / max(1, sum(usage.values()))
-    pools = f"{len(failing) - nowhere} more validate in a pool of ComfyUI 0.33.0, and {nowhere} run nowhere, since they"
+    pools = len(failing) - nowhere - broken
+    beside = [
+        f"{pools} more validate in a pool of ComfyUI 0.33.0. {nowhere} run nowhere, since they",
+        f"need what came after it, and {broken} since its file lacks a link.",
+    ]
     head = [
         "# Templates",
         "",
         f"Of the {len(listed)} official templates of ComfyUI {len(local)} run on one's own machine. {passing} of them",
         f"convert and validate here, given the model files that they name: {share:.0%} by use.",
-        *([pools, "need what came after it."] if comfyui else []),
+        *(beside if comfyui else []),
         "",
         "Written by `python -m bench.templates DIR COMFYUI PYTHON`, DIR being the folder of the installed templates.",
         "",

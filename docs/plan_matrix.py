@@ -46,9 +46,11 @@ from serve_app.models.families import (
     PixArtAlpha,
     QwenImage,
     QwenImage21,
+    RtDetr4,
     Sam31,
     Sd,
     Sd3,
+    SdPose,
     Sdxl,
     SdxlRefiner,
     SeedVr2,
@@ -58,6 +60,7 @@ from serve_app.models.families import (
     Wan22,
     WanAnimate2,
     WanScail,
+    YuE2,
     ZImage,
 )
 from serve_app.models.families.ace_step.backbone import Sizes
@@ -261,6 +264,7 @@ MODELS: Mapping[str, Planned] = {
     "MiniMax Music 3, fp16, its text in 8 bits": Planned(
         MiniMaxMusic3(2048, 36, 8192, 4096, 2048, 256, 32), 8.3, 240, (SONG,), itemsize=1
     ),
+    "YuE 2, 8 bits": Planned(YuE2(2048, 28, 6144, 16, 8, 128, 24576), 2.2, 340, (SONG,), in_eight_bits, itemsize=1),
     # How long and wide its table of times is, no source says; it is small.
     "MiniMax H3 pruned, 8 bits, its text in 4": Planned(
         MiniMaxH3(5376, 50, 2, 56, 128, 14336, 5120, time_width=64, curve=1025),
@@ -275,6 +279,8 @@ NOT_PLANNED: Mapping[type[BackboneFamily], str] = {
     ErnieImage: "its published sizes are not known here",
     StableAudio3: "its published sizes are not known here",
     Sam31: "it segments images and samples none",
+    RtDetr4: "it finds objects in images and samples none",
+    SdPose: "it finds poses in images and samples none; the network is that of SD 2.1",
     WanAnimate2: "the network is Wan 14B's for images; its pose video takes as much again",
     Lotus: "the network is that of SD 2.1 unCLIP but for one layer",
     Svd: "its forward cannot be counted without numbers",

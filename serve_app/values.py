@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from serve_app.nested_tensor import Samples
 from serve_app.recipe.recipe import Recipe
@@ -144,7 +144,7 @@ class TokenSampling:
 
     top_k: number of most likely tokens kept, 0 for all; top_p: keep the most likely ones up to this total probability;
     min_p: keep those with this share of the highest probability. repetition_penalty divides, presence_penalty lowers
-    the logits of tokens generated before.
+    the logits of tokens generated before, or, where a model counts so, of the last `penalty_window` ones, 0 for all.
     """
 
     temperature: float = 1.0
@@ -154,6 +154,7 @@ class TokenSampling:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     seed: int = 0
+    penalty_window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,8 @@ class GenerationRequest:
     max_tokens: limit on the new tokens. sampling: None: greedy. thinking: the model may reason first; use_template: put
     the prompt into the chat template; system_prompt: what the model is told before it, "" for nothing. These apply only
     to models with such a mode. image: (B,H,W,3) in 0…1, which the model sees; some see the first alone.
-    guidance: None: none.
+    guidance: None: none. score: in ABC notation, of the music that is to be written, "" for music without one; None for
+    text.
     """
 
     text: str
@@ -182,6 +184,7 @@ class GenerationRequest:
     image: torch.Tensor | None = None
     system_prompt: str = ""
     guidance: TextGuidance | None = None
+    score: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +324,9 @@ class Detection:
     text names; refinements: how often a mask is drawn again.
     """
 
+    finds: ClassVar[str] = "what texts, boxes and points show"
+    finder: ClassVar[str] = "SAM 3.1"
+
     images: torch.Tensor
     conditioning: Conditioning | None
     boxes: Sequence[torch.Tensor | None]
@@ -328,6 +334,32 @@ class Detection:
     outside: Sequence[tuple[float, float]]
     threshold: float
     refinements: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ObjectSearch:
+    """Images (B,H,W,C) in 0…1 in which objects of known kinds are to be found."""
+
+    finds: ClassVar[str] = "objects of known kinds"
+    finder: ClassVar[str] = "RT-DETR v4"
+
+    images: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoseSearch:
+    """Unscaled latents (B,c,h,w) of images in which a person's pose is to be found. text: (1,T,D), as it was trained.
+
+    done, total: of images, before these and in all, for the progress.
+    """
+
+    finds: ClassVar[str] = "poses"
+    finder: ClassVar[str] = "SDPose"
+
+    latents: torch.Tensor
+    text: torch.Tensor
+    done: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -346,9 +378,16 @@ class Tracking:
     of what a text names; most: things at most, 0 for as many as can be; every: frames from one search to the next.
     """
 
+    finds: ClassVar[str] = "what texts, boxes and points show"
+    finder: ClassVar[str] = "SAM 3.1"
+
     images: torch.Tensor
     conditioning: Conditioning | None
     initial: torch.Tensor | None
     threshold: float
     most: int
     every: int
+
+
+Search: TypeAlias = Detection | Tracking | ObjectSearch | PoseSearch
+"""What is to be found in images by a network that comes as a MODEL."""

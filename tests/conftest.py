@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import functools
 import gc
+import inspect
 import os
 import signal
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 # A shell that runs the tests in its background has them ignore SIGINT, and the commands they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+ENDLESS_S = 600.0
+"""What no asynchronous test takes; before `faulthandler_timeout` ends the whole run."""
 
 _exit, _pid = os._exit, os.getpid()
 
@@ -35,6 +41,24 @@ examples.register()
 gc.disable()
 # What tests leave is collected before the modules go that its finalizers need.
 atexit.register(gc.unfreeze)
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Fail an asynchronous test that waits for what does not come, so that those after it still run."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = ending(item.obj)
+
+
+def ending(test: Callable[..., Awaitable[None]], within_s: float = ENDLESS_S) -> Callable[..., Awaitable[None]]:
+    """Return a test that fails with TimeoutError when its time is over."""
+
+    @functools.wraps(test)
+    async def timed(*arguments: Any, **named: Any) -> None:
+        async with asyncio.timeout(within_s):
+            await test(*arguments, **named)
+
+    return timed
 
 
 def pytest_collection_finish() -> None:

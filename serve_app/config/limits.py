@@ -73,7 +73,7 @@ class SizeLimits(Section):
     """Of one text that a node makes."""
     prompt_bytes: Annotated[int, Field(ge=1)] = 65_536
     """Of one text that a text encoder reads, in UTF-8: some take time and memory that grow with its square."""
-    generated_tokens: Annotated[int, Field(ge=1)] = 8_192
+    generated_tokens: Annotated[int, Field(ge=1)] = 10_000
     """Of one text that a language model generates; what it keeps of each stays until the last."""
     shown_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     """Of the outputs that the nodes of one task show its client, which pass through the scheduler and the database."""

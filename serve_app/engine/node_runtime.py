@@ -36,18 +36,17 @@ from serve_app.sampling.transfer import unpinned
 from serve_app.values import (
     ClipVisionOutput,
     Conditioning,
-    Detection,
     Extraction,
     GenerationRequest,
     IllustratedText,
     PreviewMethod,
+    Search,
     SongText,
     SoundTiling,
     Text,
     Texts,
     Tiling,
     TokenizedText,
-    Tracking,
 )
 
 if TYPE_CHECKING:
@@ -139,12 +138,15 @@ class NodeRuntime:
             raise NodeError(f"'{clip.name}' writes songs and no text; load a language model such as Qwen3")
         return made
 
-    async def write_song(self, clip: Recipe, request: GenerationRequest) -> Tensor:
-        """Return the states (1,frames,D) of a song; reports each frame. Errors: as `generate_text`."""
+    async def write_song(self, clip: Recipe, request: GenerationRequest) -> Conditioning:
+        """Return what is kept of a song; reports each frame. Errors: as `generate_text`."""
         made = await self._generate(clip, request)
-        if not isinstance(made, Tensor):
-            raise NodeError(f"'{clip.name}' writes text and no songs; load MiniMax Music 3's language model")
-        return made
+        if isinstance(made, str):
+            raise NodeError(
+                f"'{clip.name}' writes text and no songs; load the language model of MiniMax Music 3 or YuE 2"
+            )
+        song: Conditioning = made
+        return song
 
     async def _generate(self, clip: Recipe, request: GenerationRequest) -> Any:
         self._check_text(request.system_prompt + request.text)
@@ -278,16 +280,16 @@ class NodeRuntime:
         texts = await self._shared.use(backbone, self._weights.backbone, lambda model: model.own_texts(), self._loading)
         return await asyncio.to_thread(lambda: {role: unpinned(text) for role, text in texts.items()})
 
-    async def segment(self, backbone: Recipe, request: Detection | Tracking) -> Any:
-        """Return what a request asks to segment; other work runs between two images.
+    async def search(self, backbone: Recipe, request: Search) -> Any:
+        """Return what a request asks to find; other work runs between two images.
 
-        Errors: NodeError for a backbone that segments nothing, or texts of another encoder, before it is loaded.
+        Errors: NodeError for a backbone that does not find such things, or texts of another encoder, before loading.
         """
         family = await self.family(backbone)
         assert isinstance(family, BackboneFamily)
-        family.check_segmenting(request)
+        family.check_search(request)
         return await self._shared.use_tiled(
-            backbone, self._weights.backbone, lambda model: model.segmented(request), self._progress, self._loading
+            backbone, self._weights.backbone, lambda model: model.searched(request), self._progress, self._loading
         )
 
     async def most_cells(self) -> int | None:

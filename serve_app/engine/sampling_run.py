@@ -124,7 +124,7 @@ class SamplingRun:
         backbone, *others = (self._weights.backbone(recipe, hold) for recipe in self._backbones)
         for recipe, own in zip(self._backbones, (backbone, *others), strict=True):
             self.remarks.extend(self._weights.remarks(recipe))
-            yield from own.prepared()
+            yield from own.prepared(beginning.layout)
         if self._strict:
             backbone, *others = (own.exclusive() for own in (backbone, *others))
         encoders = {recipe: self._weights.vae(recipe, hold) for recipe in self._hint_vaes}

@@ -15,13 +15,12 @@ from serve_app.store.files.store import Area, Content, Pieces
 from serve_app.values import (
     ClipVisionOutput,
     Conditioning,
-    Detection,
     Extraction,
     GenerationRequest,
+    Search,
     SoundTiling,
     Text,
     Tiling,
-    Tracking,
 )
 
 if TYPE_CHECKING:
@@ -55,8 +54,8 @@ class Runtime(Protocol):
         """
         ...
 
-    async def write_song(self, clip: Recipe, request: GenerationRequest) -> torch.Tensor:
-        """Return the states (1,frames,D) of a song that a language model writes; reports a progress value a frame.
+    async def write_song(self, clip: Recipe, request: GenerationRequest) -> Conditioning:
+        """Return what is kept of a song that a language model writes; reports a progress value a frame.
 
         Errors: NodeError for a text encoder that writes none.
         """
@@ -138,11 +137,14 @@ class Runtime(Protocol):
         """
         ...
 
-    async def segment(self, backbone: Recipe, request: Detection | Tracking) -> Any:
-        """Return what a request asks to segment: of a Detection a list with a Detected for each image, of a Tracking
-        SAM3_TRACK_DATA without "orig_size". Reports a progress value an image.
+    async def search(self, backbone: Recipe, request: Search) -> Any:
+        """Return what a request asks to find. Reports a progress value an image.
 
-        Errors: NodeError for a backbone that segments nothing.
+        Of a Detection a list with a Detected for each image; of a Tracking SAM3_TRACK_DATA without "orig_size"; of an
+        ObjectSearch for each image (labels (N,), boxes (N,4) as left, top, right, bottom in 0…1, scores (N,)), the
+        surest first; of a PoseSearch heatmaps (B,K,h,w), float32.
+
+        Errors: NodeError for a backbone that does not find such things.
         """
         ...
 

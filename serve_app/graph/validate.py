@@ -16,6 +16,7 @@ from typing import Any
 from serve_app.errors import Problem, did_you_mean, short_repr
 from serve_app.graph.dynamic import opened, strays
 from serve_app.graph.graph import BadLink, Graph, Link, Node
+from serve_app.graph.loops import closing
 from serve_app.graph.spec import EVERYTHING, MATCH_TYPE, Input, NodeSpec
 
 SOCKET_TYPES = frozenset(
@@ -76,6 +77,11 @@ def validate(
         if targets is not None and known:
             reason = f"none of the output nodes {short_repr(known)} is among the targets {short_repr(list(targets))}"
         check.problems.append(Problem("prompt_no_outputs", f"the prompt has no outputs: {reason}"))
+    if not any(problem.type == "dependency_cycle" for problem in check.problems):
+        ends, misplaced = closing(graph, wanted)
+        wanted += ends
+        for node_id, reason in misplaced:
+            check.add(graph.nodes[node_id], Problem("custom_validation_failed", "the loop cannot run", reason))
     tainted = _downstream(graph, check.wrong)
     outputs = tuple(node_id for node_id in wanted if node_id not in tainted)
     return Validated(Graph(nodes), outputs, tuple(check.problems))
@@ -130,7 +136,7 @@ class _Check:
                 self._absent(node, f"{message}{more} of ComfyUI; a pool that runs ComfyUI itself would run it")
             for name in () if EVERYTHING in (spec.validator or ()) else strays(spec, node.inputs):
                 message = f"{name} is none of the inputs that {name.split('.')[0]} stands for here"
-                self._add(node, Problem("invalid_dynamic_input", message, extra={"input_name": name}))
+                self.add(node, Problem("invalid_dynamic_input", message, extra={"input_name": name}))
             spec = opened(spec, node.inputs)
         inputs = dict(node.inputs)
         for name, link in node.links():
@@ -150,7 +156,7 @@ class _Check:
 
     def _absent(self, node: Node, message: str) -> None:
         extra = {"node_id": node.id, "class_type": node.class_type, "node_title": node.class_type}
-        self._add(node, Problem("missing_node_type", message, extra=extra))
+        self.add(node, Problem("missing_node_type", message, extra=extra))
 
     def _missing(self, node: Node, declared: Input, spec: NodeSpec | None) -> None:
         if declared.section != "required" or spec is None:
@@ -159,7 +165,7 @@ class _Check:
         near = self._suggest(node.class_type, declared.name, undeclared[:100]).replace("did you mean", "is that")
         message = f"required input {declared.name!r} is missing{near}"
         problem = Problem("required_input_missing", message, extra={"input_name": declared.name})
-        self._add(node, problem)
+        self.add(node, problem)
 
     def _link(self, node: Node, name: str, link: Link, declared: Input | None, spec: NodeSpec | None) -> None:
         given = [link.node_id, link.slot]
@@ -240,7 +246,7 @@ class _Check:
             message = f"{declared.name} is {short_repr(chosen)}; it must be the name of an uploaded file"
             self._refuse(node, declared, "exception_during_validation", message, chosen)
         elif not is_path(chosen) and not (declared.options.get("file_upload") and chosen in NO_MODEL):
-            self._add(node, not_uploaded(declared, chosen, self._suggest("input", chosen, map(str, allowed))))
+            self.add(node, not_uploaded(declared, chosen, self._suggest("input", chosen, map(str, allowed))))
 
     def _allowed(self, declared: Input) -> Sequence[Any] | None:
         if declared.folder is None:
@@ -271,9 +277,9 @@ class _Check:
         kind = list(declared.choices) if declared.choices is not None and few else declared.type
         config = [kind, dict(declared.options)] if few else None
         members = {"input_name": declared.name, "input_config": config, "received_value": _jsonable(received)}
-        self._add(node, Problem(type_, message, details, extra=members | dict(extra or {})))
+        self.add(node, Problem(type_, message, details, extra=members | dict(extra or {})))
 
-    def _add(self, node: Node, problem: Problem) -> None:
+    def add(self, node: Node, problem: Problem) -> None:
         self.problems.append(replace(problem, node_id=node.id, class_type=node.class_type))
         self.wrong.add(node.id)
 

@@ -43,6 +43,8 @@ class AudioVae:
         for number, start in enumerate(starts, 1):
             part = latents[..., start : start + tiling.length]
             made = self.decode(part)
+            # A GPU has filled it once the caller asks for more.
+            yield number, len(starts)
             if not factor:
                 factor = made.shape[-1] // part.shape[-1]
                 total, weights = made.new_zeros(*made.shape[:2], count * factor), made.new_zeros(count * factor)
@@ -54,7 +56,6 @@ class AudioVae:
             at = slice(start * factor, start * factor + len(fade))
             total[..., at] += made[..., : total[..., at].shape[-1]] * fade[: len(weights[at])]
             weights[at] += fade[: len(weights[at])]
-            yield number, len(starts)
         return total / weights
 
     def encode(self, waveform: Tensor) -> Tensor:

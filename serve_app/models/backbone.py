@@ -26,9 +26,10 @@ from serve_app.recipe.training import Training
 from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Injection, Inputs, Piece
 from serve_app.sampling.latents.latents import LatentFormat
+from serve_app.sampling.latents.layout import ONE_PART, LatentLayout
 from serve_app.sampling.schedules.levels import Levels
 from serve_app.sampling.transfer import to_device, to_host
-from serve_app.values import Conditioning, Detection, Tracking
+from serve_app.values import Conditioning, Search
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,10 +84,16 @@ class RecipeBackbone:
     def injection(self, canvas: Canvas) -> Injection | None:
         return self.network.family.injection(canvas, self.training or self.network.trained_as)
 
-    def prepared(self) -> Iterator[None]:
-        """Do the work that the first forward would otherwise wait for, yielding in between, as `LoraSet.prepared`."""
+    def prepared(self, layout: LatentLayout = ONE_PART) -> Iterator[Any]:
+        """Do the work that the first forward would otherwise wait for, yielding in between, as `LoraSet.prepared`.
+
+        layout: of the run's latents, if they are a video and its sound: the videos of model controls are then encoded.
+        """
         if self.loras is not None:
             yield from self.loras.prepared()
+        if layout.joint:
+            for control in self.controls:
+                yield from control.prepared(*layout.shapes[0][1:])
 
     def exclusive(self) -> RecipeBackbone:
         """Return this backbone for one run alone: it shares no forward, and its LoRAs stay unmerged.
@@ -114,9 +121,9 @@ class RecipeBackbone:
         """Return the texts that its file holds, as `BackboneFamily.own_texts`, on the host by `to_host`."""
         return {role: to_host(text) for role, text in self.network.family.own_texts(self.network.module).items()}
 
-    def segmented(self, request: Detection | Tracking) -> Generator[tuple[int, int], None, Any]:
-        """Segment images or a video, as `BackboneFamily.segmented`. Errors: NodeError."""
-        return self.network.family.segmented(self.network.module, request)
+    def searched(self, request: Search) -> Generator[tuple[int, int], None, Any]:
+        """Search images or a video, as `BackboneFamily.searched`. Errors: NodeError."""
+        return self.network.family.searched(self.network.module, request)
 
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
         """Return an entry's conditioning inputs for the network.

@@ -12,7 +12,7 @@ from tests.parity.figures import GOLDEN
 DECLARED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "declared.json").read_text())
 
 
-LATER = {"CLIPLoader", "CreateVideo", "GetVideoComponents"}
+LATER = {"CLIPLoader", "ComfySwitchNode", "CreateVideo", "GetVideoComponents"}
 """Classes that take what a later ComfyUI's do, as saved workflows have it."""
 
 

@@ -139,7 +139,7 @@ def written(root: Path, name: str, prompts: list[Any]) -> list[Tensor]:
     with torch.inference_mode():
         while left := [song for song in songs if not song.over]:
             clip.generate(left)
-    return [song.result for song in songs]
+    return [song.result[0][0] for song in songs]
 
 
 def test_a_song_is_written_as_by_comfyui_beside_another(root: Path) -> None:

@@ -47,9 +47,9 @@ class Runtime:
     family: Any
     network: Any
 
-    async def segment(self, backbone: Recipe, request: Detection | Tracking) -> Any:
-        self.family.check_segmenting(request)
-        return finished(self.family.segmented(self.network, request))
+    async def search(self, backbone: Recipe, request: Detection | Tracking) -> Any:
+        self.family.check_search(request)
+        return finished(self.family.searched(self.network, request))
 
 
 def finished(work: Generator[tuple[int, int], None, Any]) -> Any:
@@ -178,8 +178,8 @@ async def test_texts_of_another_encoder_are_refused(runtime: Any) -> None:
 
 def test_another_backbone_segments_nothing() -> None:
     request = Tracking(cases.images(1), None, cases.initial(), 0.5, 4, 1)
-    with pytest.raises(NodeError, match="a backbone of Wan segments nothing"):
-        Wan(128, 1, 48, 32).check_segmenting(request)
+    with pytest.raises(NodeError, match="a backbone of Wan does not find"):
+        Wan(128, 1, 48, 32).check_search(request)
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,17 @@ from serve_app.nodes.video.value import VideoFromFile
 from tests.templates.test_templates import cut, prompt_of, ran, shrink
 
 VIDEOS = (
-    "video_wan_animate2_distilled",
     "video_wan_animate2",
+    "video_wan_animate2_distilled",
     "video_wan21_scail2_character_replacement",
     "video_wan_vace_inpainting",
 )
+FRAGMENT = 9
+"""Images that an iteration of a loop makes; the last makes what is left."""
 
 
 def small(name: str) -> dict[str, Any]:
-    """Return a template's workflow of a small, short video; of two in one, both."""
+    """Return a template's workflow of a small, short video; of two in one, both; of a loop, in three iterations."""
     prompt = prompt_of(name)
     cut(prompt)
     shrink(prompt)
@@ -29,6 +31,8 @@ def small(name: str) -> dict[str, Any]:
         for key in ("resize_type.width", "resize_type.height"):
             if isinstance(node["inputs"].get(key), int):
                 node["inputs"][key] = 64
+        if node["_meta"]["title"] == "Int (fragment_length)":
+            node["inputs"]["value"] = FRAGMENT
         if node["class_type"] == "ContextWindowsManual":
             node["inputs"] |= {"context_length": 4, "context_overlap": 2}
     return prompt

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from serve_app.models.families.unet.sdpose import SdPose
 from serve_app.models.families.vision.birefnet import BiRefNet
+from serve_app.models.families.vision.rt_detr import RtDetr4
 from serve_app.nodes.video.value import VideoFromFile
 from tests.parity.seeing.cases import BIREFNET_SIDE
+from tests.parity.seeing.found_cases import RT_DETR_QUERIES, RT_DETR_SIDE, SDPOSE_SIZE
 from tests.templates.test_templates import prompt_of, ran, saved_of
 
 PICTURES = {
@@ -24,6 +27,9 @@ PICTURES = {
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BiRefNet, "image_size", BIREFNET_SIDE)
+    monkeypatch.setattr(SdPose, "image_size", SDPOSE_SIZE)
+    monkeypatch.setattr(RtDetr4, "image_size", RT_DETR_SIDE)
+    monkeypatch.setattr(RtDetr4, "queries", RT_DETR_QUERIES)
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -70,3 +76,26 @@ async def test_a_template_makes_frames_between_those_of_a_video(tmp_path: Path) 
         made = VideoFromFile((await client.get("/api/view", params=saved)).content).get_components()
     assert len(made.images) == 2 * 20 - 1
     assert made.images.std() > 0.01, "it is of one colour"
+
+
+async def test_a_template_draws_the_poses_of_people_that_are_found_in_a_picture(tmp_path: Path) -> None:
+    prompt = prompt_of("utility_sdpose_multi_person")
+    for node in prompt.values():
+        if node["class_type"] == "RTDETR_detect":
+            # A network that knows nothing is sure of nothing.
+            node["inputs"].update(threshold=0.0, class_name="all")
+        if node["class_type"] == "SDPoseDrawKeypoints":
+            node["inputs"]["score_threshold"] = 0.0
+    async with ran(prompt, tmp_path) as (client, outputs):
+        drawn = [image for output in outputs.values() for image in output.get("images", ())]
+        assert drawn
+        picture = await client.get("/api/view", params=drawn[0])
+        with Image.open(io.BytesIO(picture.content)) as image:
+            assert len(image.convert("L").getcolors(1 << 16) or ()) > 1, "it is of one colour"
+
+
+async def test_a_template_draws_poses_of_a_video(tmp_path: Path) -> None:
+    async with ran(prompt_of("utility_sdpose_ood_video_to_pose_map"), tmp_path) as (client, outputs):
+        [saved] = saved_of(outputs)
+        made = VideoFromFile((await client.get("/api/view", params=saved)).content).get_components()
+    assert len(made.images) == 20

@@ -15,6 +15,8 @@ from tests.templates.test_templates import prompt_of, ran
 SECONDS = 3.0
 SET = {"Float (Duration)": SECONDS, "Boolean (Enable_Reprompt)": False}
 """Values by the titles of the nodes that give them: templates' own sounds are longer."""
+SCORE_TOKENS = 24
+"""The most tokens of a score, where a language model writes one."""
 LENGTHS = ("seconds", "duration", "max_duration")
 """Inputs of nodes that say them, where no node does."""
 TYPES = {".mp3": "audio/mpeg", ".flac": "audio/flac"}
@@ -22,6 +24,7 @@ TEMPLATES = {
     "audio_stable_audio_3_medium": 44100,
     "audio_ace_step_1_5_checkpoint": 48000,
     "audio_minimax_music_3": 44100,
+    "audio_yue2_text2music": 48000,
 }
 """Templates and the rates of their sounds."""
 AGAIN = {
@@ -38,6 +41,8 @@ def short_prompt(name: str) -> dict[str, Any]:
     prompt = prompt_of(name)
     for node in prompt.values():
         node["inputs"] |= {name: SECONDS for name in LENGTHS if isinstance(node["inputs"].get(name), int | float)}
+        if "max_abc_tokens" in node["inputs"]:
+            node["inputs"]["max_abc_tokens"] = SCORE_TOKENS
         if (title := node["_meta"]["title"]) in SET:
             node["inputs"]["value"] = SET[title]
     return prompt

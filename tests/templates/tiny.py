@@ -91,11 +91,13 @@ from tests.parity import (
     ltx_cases,
     ltx_workflows,
     minimax_h3_cases,
+    minimax_h3_control_cases,
     minimax_music_cases,
     sam3_cases,
     stable_audio3_cases,
     vision_cases,
     wan_cases,
+    yue2_cases,
 )
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
@@ -245,6 +247,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/flux1-dev.*": lambda: whole(FLUX, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/sd3.5.*": lambda: whole(SD3, VAE, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
+    r"checkpoints/sdpose.*": lambda: sdpose_checkpoint(),
+    r"diffusion_models/rt_detr.*": lambda: found("rt_detr"),
     r"checkpoints/svd.*": lambda: svd_checkpoint(),
     r"checkpoints/sd_xl_refiner.*": lambda: whole(REFINER, SDXL_VAE, clip_g=CLIP_G),
     r"checkpoints/unclip.*": lambda: unclip_checkpoint(),
@@ -311,6 +315,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/wan2\.2_fun_control_5B.*": lambda: single_file(WAN_22_5B_CONTROL),
     r"diffusion_models/minimax_h3.*": lambda: minimax_h3_cases.file("pruned"),
     r"diffusion_models/seedvr2_(3b|7b).*": lambda: seedvr2("3b"),
+    r"model_patches/minimax_h3_fun.*": lambda: minimax_h3_control_cases.file("pruned"),
     r"loras/minimax_h3.*": lambda: lora("diffusion_model.blocks.0.attn.qkv_proj", 768, 64),
     r"loras/([Ww]an_?2|wan_alpha|lightx2v).*": lambda: few_steps(WAN.width, WAN.inside),
     r"loras/Qwen-Image.*": lambda: lora("transformer_blocks.0.attn.to_q", 32, 32),
@@ -338,6 +343,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/minimax_music3.*": lambda: minimax_music3("net"),
     r"text_encoders/minimax_music3.*": lambda: minimax_music3("text"),
     r"vae/minimax_music3.*": lambda: minimax_music3("vae"),
+    r"checkpoints/yue2.*": lambda: yue2_cases.file(json.loads((GOLDEN / "yue2_keys.json").read_text())),
     r"checkpoints/ace_step_1\.5.*": lambda: ace_step("aio"),
     r"diffusion_models/acestep_v1\.5.*": lambda: ace_step("net"),
     r"vae/ace_1\.5_vae.*": lambda: ace_step("ace"),
@@ -470,6 +476,17 @@ def seedvr2(name: str) -> Tensors:
 def seeing(name: str) -> Tensors:
     """Return a network that looks at pictures, which the parity tests compare with ComfyUI's."""
     return seeing_cases.positive(seeing_cases.weights(json.loads((GOLDEN / "seeing_keys.json").read_text())[name]))
+
+
+def found(name: str) -> Tensors:
+    """Return a network that finds something in pictures, which the parity tests compare with ComfyUI's."""
+    return seeing_cases.positive(seeing_cases.weights(json.loads((GOLDEN / "found_keys.json").read_text())[name]))
+
+
+def sdpose_checkpoint() -> Tensors:
+    """Return a checkpoint of SDPose with its autoencoder."""
+    parts = {"model.diffusion_model.": found("sdpose"), "first_stage_model.": network(SDXL_VAE)}
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
 
 def svd_checkpoint() -> Tensors:

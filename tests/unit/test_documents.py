@@ -41,7 +41,7 @@ def test_links_lead_to_files_that_are_there(path: Path):
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("path", (ROOT / "docs").rglob("*.md"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.name)
 def test_no_page_that_people_write_is_longer_than_a_quarter_of_an_hours_reading(path: Path):
     text = path.read_text()
     made = re.search(r"^(Made|Written) by `python -m|^\[?Made from", text, re.MULTILINE)

@@ -201,10 +201,10 @@ class AnimaLLLiteNetwork(BlockwiseNetwork):
         if beyond := [name for name in self.family.layers if _place(name)[0] >= backbone.layers]:
             raise NodeError(f"'{name}' steers '{beyond[0]}', and the model has {backbone.layers} blocks")
 
-    def read(self, images: ControlImages, height: int, width: int) -> Tensor:
+    def read(self, images: ControlImages, size: Sequence[int]) -> Tensor:
         """Return the image's features (N,n,F)."""
         assert images.image is not None, "check is to be called first"
-        rows, columns = (side * PATCH * SCALE for side in grid(height, width))
+        rows, columns = (side * PATCH * SCALE for side in grid(*size))
         pixels = resize(images.image.float(), columns, rows, "bicubic", "center").clamp(0, 1) * 2 - 1
         if self.family.channels == MASKED:
             mask = self._mask(images, rows, columns, len(pixels))

@@ -36,6 +36,10 @@ class SideFamily(ABC):
 
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16)
 
+    def single(self, name: str) -> bool:
+        """Whether a tensor of the network stays in float32, whatever the rest computes in; False by default."""
+        return False
+
     @classmethod
     @abstractmethod
     def find(cls, file: Checkpoint) -> Self | None:

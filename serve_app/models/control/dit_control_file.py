@@ -13,6 +13,7 @@ from serve_app.models.control.anima_lllite import AnimaLLLite
 from serve_app.models.control.controlnet_file import ControlFile
 from serve_app.models.control.dit_control import DitControlFamily, SideFamily
 from serve_app.models.control.flux_controlnet import FluxControlFamily
+from serve_app.models.control.minimax_h3_control import MiniMaxH3Control
 from serve_app.models.control.qwen_controlnet import QwenControlFamily, QwenFunControlFamily
 from serve_app.models.control.qwen_diffsynth import QwenDiffSynth
 from serve_app.models.control.sd3_controlnet import Sd3ControlFamily, Sd35ControlFamily
@@ -29,7 +30,10 @@ FAMILIES: Sequence[type[DitControlFamily]] = (
     *(QwenControlFamily, QwenFunControlFamily),
 )
 """All known families of ControlNets."""
-MODEL_PATCHES: Sequence[type[SideFamily]] = (QwenDiffSynth, ZImageControl, Uso, AnimaLLLite, Gligen)
+MODEL_PATCHES: Sequence[type[SideFamily]] = (
+    *(QwenDiffSynth, ZImageControl, Uso, AnimaLLLite, Gligen),
+    MiniMaxH3Control,
+)
 """All model patches."""
 
 _log = log.get("models")
@@ -77,7 +81,8 @@ class SideFile:
         if unused:
             _log.warning("%s: %d tensors are not used, '%s' first", self._file.where, len(unused), unused[0])
         with uploading(device, ring) as send:
-            state = {name: send(tensor, dtype) for name, tensor in state.items()}
+            of = {name: torch.float32 if self._family.single(name) else dtype for name in state}
+            state = {name: send(tensor, of[name]) for name, tensor in state.items()}
         network.load_state_dict(state, assign=True)
         return network
 
@@ -100,7 +105,7 @@ def open_model_patch(file: Checkpoint) -> SideFile:
     tensors = Tensors(file.shapes, file.where)
     raise tensors.unsupported(
         f"holds no model patch of a known layout{tensors.family()}; supported are DiffSynth's of Qwen-Image, the Fun "
-        "union ControlNets of Z-Image, USO's of Flux.1, Anima's LLLite, and GLIGEN's"
+        "union ControlNets of Z-Image and MiniMax H3, USO's of Flux.1, Anima's LLLite, and GLIGEN's"
     )
 
 

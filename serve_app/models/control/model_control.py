@@ -8,7 +8,7 @@ jobs with the same network share its forward.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -108,8 +108,16 @@ class ModelPatchNetwork(nn.Module, ABC):
         """Errors: NodeError for unsuitable images or another family's backbone. name: of the patch, for errors."""
 
     @abstractmethod
-    def read(self, images: ControlImages, height: int, width: int) -> Tensor:
-        """Return the images encoded for latents of height×width, as tokens (N,n,F); valid for a whole run."""
+    def read(self, images: ControlImages, size: Sequence[int]) -> Tensor:
+        """Return the images encoded for latents of a size, as tokens (N,n,F); valid for a whole run.
+
+        size: (height, width), of a video (frames, height, width).
+        """
+
+    def reading(self, images: ControlImages, size: Sequence[int]) -> Generator[Any, None, Tensor]:
+        """Do what `read` does, and return its tokens; yield between long parts."""
+        yield from ()
+        return self.read(images, size)
 
 
 class BlockwiseNetwork(ModelPatchNetwork):
@@ -137,13 +145,18 @@ class ActiveModelControl:
     images: ControlImages
     first: float = inf
     last: float = 0.0
-    _read: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _read: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def read(self, height: int, width: int) -> Tensor:
+    def read(self, *size: int) -> Tensor:
         """Return its images encoded for latents of a size; an area of a canvas gets whole images."""
-        if (height, width) not in self._read:
-            self._read[height, width] = self.patch.network.read(self.images, height, width)
-        return self._read[height, width]
+        if size not in self._read:
+            self._read[size] = self.patch.network.read(self.images, size)
+        return self._read[size]
+
+    def prepared(self, *size: int) -> Iterator[Any]:
+        """Encode its images for latents of a size, which `read` then returns; yield between long parts."""
+        if size not in self._read:
+            self._read[size] = yield from self.patch.network.reading(self.images, size)
 
     def acts(self, sigma: float) -> bool:
         """Return whether it acts at a noise level."""
@@ -160,10 +173,11 @@ def activated(
     return ActiveModelControl(patch, control.strength, images, first, last)
 
 
-def all_at_work(rows: Sequence[Rows], call: Any) -> list[AtWork]:
+def all_at_work(rows: Sequence[Rows], call: Any, video: Sequence[int] = ()) -> list[AtWork]:
     """Return the networks active on the rows of a forward, in order of application.
 
-    That is each row's own order; a network at the same position in several rows is run once for all of them.
+    That is each row's own order; a network at the same position in several rows is run once for all of them. video: the
+    size of all rows' latents, where their x does not have it.
     """
     acting: list[AtWork] = []
     for place in range(max(len(r.controls) for r in rows)):
@@ -178,7 +192,7 @@ def all_at_work(rows: Sequence[Rows], call: Any) -> list[AtWork]:
             device = some[0][2].x.device
             index = [first + i for first, _, r in some for i in range(r.count)]
             strength = [control.strength for _, control, r in some for _ in range(r.count)]
-            read = [to_batch(control.read(*r.x.shape[-2:]), r.count) for _, control, r in some]
+            read = [to_batch(control.read(*(video or r.x.shape[-2:])), r.count) for _, control, r in some]
             of_rows = SomeRows(to_device(torch.tensor(index), device), to_device(torch.tensor(strength), device), read)
             assert isinstance(patch.network, BlockwiseNetwork), "check lets no other act on this backbone"
             acting.append(patch.network.at_work(of_rows, call))

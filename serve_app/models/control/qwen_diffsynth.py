@@ -6,6 +6,7 @@ Qwen-Image-Blockwise-ControlNet; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -86,10 +87,10 @@ class QwenDiffSynthNetwork(BlockwiseNetwork):
         if images.image is None:
             raise NodeError(f"'{name}' follows an image: connect one to the node that applies it")
 
-    def read(self, images: ControlImages, height: int, width: int) -> Tensor:
+    def read(self, images: ControlImages, size: Sequence[int]) -> Tensor:
         """Return the hint as embedded tokens (1,n,D)."""
         assert images.image is not None, "check is to be called first"
-        factor = images.vae.factor
+        (height, width), factor = size, images.vae.factor
         latents = images.vae.encode(fitted(images.image, height * factor, width * factor))
         WAN.check(latents.shape)
         cells = one_image(WAN.to_model(latents), "a model patch of Qwen-Image")

@@ -5,6 +5,7 @@ Source: Wu et al. 2025, arXiv:2508.18966; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -86,7 +87,7 @@ class UsoNetwork(ModelPatchNetwork):
                     f"{patches} states {wide} wide: it goes with another image encoder"
                 )
 
-    def read(self, images: ControlImages, height: int, width: int) -> Tensor:
+    def read(self, images: ControlImages, size: Sequence[int]) -> Tensor:
         """Return the style as tokens (N,n,W) of the text, whatever the latents' size."""
         parts = [self.get_submodule(depth) for depth in DEPTHS]
         weight = self.get_parameter(f"{DEPTHS[0]}.project.weight")

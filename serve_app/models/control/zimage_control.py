@@ -7,7 +7,7 @@ weights, Z-Image-Turbo-Fun-Controlnet-Union; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -128,9 +128,9 @@ class ZImageControlNetwork(BlockwiseNetwork):
             also = " or an image to paint into" if self.family.paints else ""
             raise NodeError(f"'{name}' follows an image{also}: connect one to the node that applies it")
 
-    def read(self, images: ControlImages, height: int, width: int) -> Tensor:
+    def read(self, images: ControlImages, size: Sequence[int]) -> Tensor:
         """Return the hint as embedded tokens (N,n,D)."""
-        rows, columns = ((side + side % PATCH) * images.vae.factor for side in (height, width))
+        rows, columns = ((side + side % PATCH) * images.vae.factor for side in size)
         image, inpaint = (
             None if pixels is None else fitted(pixels, rows, columns) for pixels in (images.image, images.inpaint_image)
         )

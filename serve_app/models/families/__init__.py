@@ -16,7 +16,7 @@ from serve_app.models.families.autoencoders.ltx2_upscaler import Ltx2Upscaler
 from serve_app.models.families.autoencoders.ltx25 import Ltx25Vae
 from serve_app.models.families.autoencoders.minimax_h3 import MiniMaxH3Vae
 from serve_app.models.families.autoencoders.minimax_h3_audio import MiniMaxH3AudioVae
-from serve_app.models.families.autoencoders.oobleck import AceStep15Vae, StableAudioOpenVae
+from serve_app.models.families.autoencoders.oobleck import AceStep15Vae, StableAudioOpenVae, YuE2Vae
 from serve_app.models.families.autoencoders.pixel_space import PixelSpace
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.same import SameVae
@@ -98,6 +98,7 @@ from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextEnsemble, TextFamily
 from serve_app.models.families.unet.lotus import Lotus
 from serve_app.models.families.unet.sd import Sd
+from serve_app.models.families.unet.sdpose import SdPose
 from serve_app.models.families.unet.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.unet.unclip import Unclip
@@ -114,9 +115,12 @@ from serve_app.models.families.vision.depth_anything3 import DepthAnything3
 from serve_app.models.families.vision.film import Film
 from serve_app.models.families.vision.moge import MoGe
 from serve_app.models.families.vision.rife import Rife
+from serve_app.models.families.vision.rt_detr import RtDetr4
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
+from serve_app.models.families.yue2.backbone import YuE2
+from serve_app.models.families.yue2.text import YuE2Text
 
-UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
+UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdPose, Lotus, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     # Before Flux.1, whose names some of its layers have.
@@ -125,7 +129,7 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     *(MageFlow, Boogu),
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, WanScail, WanAnimate2, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2),
-    *(StableAudio3, AceStep15, MiniMaxMusic3, Sam31, Kandinsky5, Kandinsky5Image, ChromaRadiance),
+    *(StableAudio3, AceStep15, MiniMaxMusic3, YuE2, Sam31, RtDetr4, Kandinsky5, Kandinsky5Image, ChromaRadiance),
     # After LTX-2, whose layers it has.
     LtxVideo,
 )
@@ -137,7 +141,7 @@ VAES: Sequence[type[VaeFamily]] = (
     *(HunyuanVideo15Vae, HunyuanVideoVae, MageFlowVae),
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (
-    *(Ltx2AudioVae, MiniMaxH3AudioVae, SameVae, AceStep15Vae, StableAudioOpenVae, MiniMaxMusic3Vae),
+    *(Ltx2AudioVae, MiniMaxH3AudioVae, SameVae, AceStep15Vae, StableAudioOpenVae, MiniMaxMusic3Vae, YuE2Vae),
 )
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
 BACKGROUND_REMOVERS: Sequence[type[ImageModelFamily]] = (BiRefNet,)
@@ -169,6 +173,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         T5GemmaText,
         AceStepWriter,
         MiniMaxMusic3Text,
+        YuE2Text,
     ),
 )
 TEXT_READERS: Sequence[type[TextFamily]] = (
@@ -276,10 +281,12 @@ __all__ = [
     "QwenImage21Vae",
     "Redux",
     "Rife",
+    "RtDetr4",
     "Sam31",
     "SameVae",
     "Sd",
     "Sd3",
+    "SdPose",
     "Sdxl",
     "SdxlRefiner",
     "SdxlText",
@@ -297,5 +304,8 @@ __all__ = [
     "WanAnimate2",
     "WanScail",
     "WanVae",
+    "YuE2",
+    "YuE2Text",
+    "YuE2Vae",
     "ZImage",
 ]

@@ -26,7 +26,7 @@ from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Canvas, Injection, Inputs
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.store.models.kinds import BACKBONE_PREFIXES, ROLES
-from serve_app.values import ClipVisionOutput, Detection, Tracking
+from serve_app.values import ClipVisionOutput, Search
 
 
 class Located(NamedTuple):
@@ -135,6 +135,8 @@ class BackboneFamily(Family):
     """Whether masked-out latents reach the network without noise; by default they have the level of the rest."""
     dispatches: ClassVar[bool] = True
     """Whether its layers ask diffusers' dispatcher for attention, and not torch itself."""
+    searches: ClassVar[tuple[type, ...]] = ()
+    """What its networks are asked to find in images, of the kinds of `values.Search`."""
     functions: ClassVar[frozenset[str]] = frozenset()
     """Names of the node packs' functions that its forward calls, as ComfyUI names them."""
     text_prefixes: ClassVar[Mapping[str, str]] = {}
@@ -179,14 +181,15 @@ class BackboneFamily(Family):
         """Return the texts (1,T,D) that its files hold, by role. Errors: NodeError for a family without any."""
         raise NodeError(f"a backbone of {self.title} has no texts of its own; one of SeedVR2 has them")
 
-    def check_segmenting(self, request: Detection | Tracking) -> None:
-        """Errors: NodeError for a family that segments nothing, and for what it cannot segment by."""
-        raise NodeError(f"a backbone of {self.title} segments nothing; SAM 3.1 does")
+    def check_search(self, request: Search) -> None:
+        """Errors: NodeError for a family that does not find such things, and for what it cannot search by."""
+        if not isinstance(request, self.searches):
+            raise NodeError(f"a backbone of {self.title} does not find {request.finds}; one of {request.finder} does")
 
-    def segmented(self, network: Any, request: Detection | Tracking) -> Generator[tuple[int, int], None, Any]:
-        """Yield (images done, images in all), and return what is segmented, as `Runtime.segment`.
+    def searched(self, network: Any, request: Any) -> Generator[tuple[int, int], None, Any]:
+        """Yield (images done, images in all), and return what is found, as `Runtime.search`.
 
-        request: one that `check_segmenting` allows.
+        request: one that `check_search` allows.
         """
         raise NotImplementedError
 

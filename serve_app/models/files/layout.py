@@ -31,6 +31,13 @@ Table: TypeAlias = Mapping[str, "str | tuple[Place, ...]"]
 """Names in the file, of modules (without a trailing dot) or tensors, to the network's; several for a fused tensor."""
 
 
+def cut(prefix: str, names: Sequence[str], sizes: Sequence[int]) -> tuple[Place, ...]:
+    """Return the destinations of a fused tensor, by how many of its rows each has. prefix: of the names."""
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    rows = ((end - size, end) for size, end in zip(sizes, ends, strict=True))
+    return tuple(Place(prefix + name, rows=of_name) for name, of_name in zip(names, rows, strict=True))
+
+
 def places(name: str, table: Table) -> tuple[Place, ...]:
     """Return the destinations of a tensor of the file by a table; () if none."""
     for end in _ends(name):

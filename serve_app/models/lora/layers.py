@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, TypeAlias, cast
 from weakref import ref
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from serve_app.models.kernels.packing import Packed, packed, plain, weight_shape
 from serve_app.models.lora.adapters import Adapter, merged
 from serve_app.models.lora.merging import MergePolicy
 from serve_app.models.lora.slots import Pair, Slots, slots_of
+from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.quantization.quantized_linear import QuantizedLinear, QuantizedWeight
 from serve_app.models.weights.deallocation import free_network
 from serve_app.models.weights.streaming import streams, with_own_weights
@@ -36,10 +38,11 @@ MERGED_AT_ONCE = 16
 MERGED_ON_GPU_AFTER = 64
 """Forwards that a set has to itself before it is merged on a GPU: merging and recording forwards anew takes five."""
 
-STEPS_FOR_MERGING, STEPS_FOR_RECORDING = 10, 50
+STEPS_FOR_MERGING, STEPS_FOR_ROUNDING, STEPS_FOR_RECORDING = 10, 20, 50
 """Steps that a run must have left so that merging pays on a GPU, where each then takes a tenth less.
 
-Merging takes up to one forward; where forwards with slots are recorded, recording those with merged weights four more.
+Merging takes up to one forward, and several times as much where merged weights are rounded by chance. Where forwards
+with slots are recorded, recording those with merged weights takes four more.
 """
 
 _log = log.get("models")
@@ -114,10 +117,12 @@ class LoraSet:
     def merge(self, alone: bool, steps_left: int = 0) -> None:
         """Record a forward with this set alone or not; merge layers once that is worth it, or unmerge all.
 
-        On a CPU a few are merged; on a GPU all, of what is there, unless some weights stream or are quantized.
+        On a CPU a few are merged; on a GPU all, of what is there, unless some weights stream.
         steps_left: of the longest run among the forward's.
         """
-        enough = STEPS_FOR_RECORDING if self.slots_of_network else STEPS_FOR_MERGING
+        enough = STEPS_FOR_ROUNDING if any(layer.rounds for layer in self.layers.values()) else STEPS_FOR_MERGING
+        if self.slots_of_network:
+            enough = STEPS_FOR_RECORDING
         if not self._policy.forward(alone, self.on_gpu and steps_left >= enough):
             if self._merges:
                 self._unmerge_layers()
@@ -129,8 +134,9 @@ class LoraSet:
         if not self.on_gpu:
             _make(left[:MERGED_AT_ONCE], LoraLayer.whole_form, self._ring)
         elif all(layer.may_merge_on_gpu for layer in left):
-            for layer in left:
-                layer.merge_pair()
+            for name, layer in self.layers.items():
+                if not layer.is_merged:
+                    layer.merge_pair(crc32(name.encode()))
 
     def merged_layers(self) -> dict[str, nn.Module] | None:
         """Return the layers with merged weights, if all layers that the set changes are merged."""
@@ -243,12 +249,19 @@ class LoraLayer:
 
     def changed_weight(self, merged: nn.Module) -> Tensor:
         """Return a weight that the set changes. merged: this layer with merged weights."""
+        if isinstance(merged, QuantizedLinear):
+            return merged.quantized.stored
         return _parameter(merged, next(iter(self._changes)))
 
     @property
     def may_merge_on_gpu(self) -> bool:
-        """Whether merged weights replace the layer's at no cost: they are as wide, and no weights stream."""
-        return self.has_thin and not isinstance(self.base, QuantizedLinear) and not streams(self.base)
+        """Whether merged weights replace the layer's at no cost: no weights stream."""
+        return self.has_thin and not streams(self.base)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether merged weights are rounded to eight bits, in which the device multiplies them."""
+        return self.on_gpu and self.has_thin and isinstance(self.base, QuantizedLinear) and self.base.multiplies
 
     @property
     def can_unmerge(self) -> bool:
@@ -258,6 +271,8 @@ class LoraLayer:
     @property
     def whole_bytes(self) -> int:
         """Bytes of the merged weights, made or not."""
+        if self.rounds:
+            return _parameter(self.base, "weight").numel()
         return sum(p.numel() * p.dtype.itemsize for p in (_parameter(self.base, kind) for kind in self._changes))
 
     def thin(self) -> nn.Module | None:
@@ -296,13 +311,25 @@ class LoraLayer:
             _make([self], LoraLayer.whole_form, self._ring)
         return whole
 
-    def merge_pair(self) -> None:
-        """Merge the low-rank layer's weights as they are on the device, where products add up in single precision."""
-        down, up = self.pair()
-        own = _parameter(self.base, "weight")
-        weight = torch.addmm(own.flatten(1), up.flatten(1), down.flatten(1)).view(own.shape)
+    def merge_pair(self, seed: int) -> None:
+        """Merge the low-rank layer's weights as they are on the device, where products add up in single precision.
+
+        seed: of rounding by chance.
+        """
+        down, up = (matrix.flatten(1) for matrix in self.pair())
+        if isinstance(self.base, QuantizedLinear) and not self.rounds:
+            plain_layer = self.base.plain()
+            plain_layer.weight.addmm_(up, down)
+            self._whole = plain_layer
+            return
         layer = _copied(self.base)
-        layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        if isinstance(layer, QuantizedLinear):
+            generator = torch.Generator(self.device).manual_seed(seed)
+            layer.quantized = cast(EightBitWeight, layer.quantized).with_low_rank(down, up, generator)
+        else:
+            own = _parameter(self.base, "weight")
+            weight = torch.addmm(own.flatten(1), up, down).view(own.shape)
+            layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
         self._whole = layer
 
     def unmerge(self) -> None:

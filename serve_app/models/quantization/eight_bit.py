@@ -17,11 +17,10 @@ from torch import Tensor
 from serve_app.models.files.file_tensor import held
 from serve_app.models.files.layout import Place, placed
 from serve_app.models.kernels.comfy_kitchen import has_kernels
-from serve_app.models.quantization.quantized_linear import WIDE, QuantizedWeight
+from serve_app.models.quantization.quantized_linear import AT_ONCE, WIDE, QuantizedWeight
+from serve_app.models.quantization.rounding import EIGHT, rounded_by_chance
 
-_EIGHT = torch.float8_e4m3fn
-"""The dtype that devices multiply in eight bits."""
-_KITCHEN_CODES = {torch.float8_e4m3fn: 5}
+_KITCHEN_CODES = {EIGHT: 5}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +54,7 @@ class EightBitWeight(QuantizedWeight):
     @property
     def may_multiply(self) -> bool | None:
         # The devices' eight-bit products take multiples of 16.
-        fits = self.stored.dtype == _EIGHT and not any(size % 16 for size in self.shape)
+        fits = self.stored.dtype == EIGHT and not any(size % 16 for size in self.shape)
         return self.may if fits else False
 
     def part(self, place: Place) -> EightBitWeight:
@@ -76,6 +75,21 @@ class EightBitWeight(QuantizedWeight):
             return replace(self, stored=wide.to(kind))
         stored, scale = _scaled(rotated(wide.float(), self.group), kind, by_row=len(self.scale) > 1)
         return replace(self, stored=stored, scale=scale, largest=None)
+
+    def with_low_rank(self, down: Tensor, up: Tensor, generator: torch.Generator | None) -> EightBitWeight:
+        """Return the weight with the product of up (out,r) and down (r,in) added, at its own scale, rounded by chance.
+
+        It must be in `EIGHT`. generator: of its device.
+        """
+        if self.scale is not None:
+            up = (up / self.scale).to(up.dtype)
+        down, stored = self.turned(down), torch.empty_like(self.stored)
+        step = max(1, AT_ONCE // self.shape[1])
+        for first in range(0, len(stored), step):
+            own = slice(first, first + step)
+            added = self.stored[own].to(torch.float16).add_(up[own] @ down)
+            stored[own] = rounded_by_chance(added, generator)
+        return replace(self, stored=stored)
 
     def wide(self) -> Tensor:
         return rotated(self.widened(torch.float32), self.group)
@@ -131,10 +145,10 @@ def _largest(scale: Tensor) -> float:
 def _rounded(x: Tensor, said: Tensor | None, scale: Tensor) -> Tensor:
     """Return inputs rounded to float8, as ComfyUI does: by the file's scale, and else as they are."""
     if has_kernels(x.device):
-        rounded: Tensor = torch.ops.comfy_kitchen.quantize_fp8(x, scale, _KITCHEN_CODES[_EIGHT])
+        rounded: Tensor = torch.ops.comfy_kitchen.quantize_fp8(x, scale, _KITCHEN_CODES[EIGHT])
         return rounded
-    most = torch.finfo(_EIGHT).max
-    return (x.clamp(-most, most) if said is None else (x / said).clamp_(-most, most)).to(_EIGHT)
+    most = torch.finfo(EIGHT).max
+    return (x.clamp(-most, most) if said is None else (x / said).clamp_(-most, most)).to(EIGHT)
 
 
 def _scaled(wide: Tensor, kind: torch.dtype, *, by_row: bool) -> tuple[Tensor, Tensor]:

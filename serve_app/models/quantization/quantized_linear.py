@@ -117,6 +117,11 @@ class QuantizedLinear(nn.Module):
         self.out_features, self.in_features = quantized.shape
         self.weight = self._like(torch.device("cpu"), torch.float32)
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether the stored weight is multiplied, and not dequantized first."""
+        return self.in_eight_bits and self.quantized.may_multiply is not False
+
     def move_to(self, send: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> None:
         """Move to a device, to compute in a dtype there. send: moves a tensor."""
         self.quantized = self.quantized.sent(send)
@@ -125,9 +130,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the linear map of x (…,in): (…,out), in the dtype of x."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        quantized = self.quantized
-        multiplies = self.in_eight_bits and quantized.may_multiply is not False
-        return quantized.multiplied(x, bias) if multiplies else quantized.product(x, bias)
+        return self.quantized.multiplied(x, bias) if self.multiplies else self.quantized.product(x, bias)
 
     def holding(self, wide: Tensor) -> QuantizedLinear:
         """Return the layer with another weight (out,in), quantized too."""

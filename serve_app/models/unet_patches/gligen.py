@@ -6,7 +6,7 @@ Source: Li et al. 2023, arXiv:2301.07093, equations 3 to 8, and the layout of th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -85,7 +85,7 @@ class GligenNetwork(GroundingNetwork):
     def check(self, name: str, images: ControlImages, backbone: Any) -> None:
         raise NodeError(f"'{name}' is a GLIGEN model, which reads texts in boxes and no images")
 
-    def read(self, images: ControlImages, height: int, width: int) -> Tensor:
+    def read(self, images: ControlImages, size: Sequence[int]) -> Tensor:
         raise NotImplementedError
 
     def tokens(self, grounding: Grounding, height: int, width: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.errors import ModelFileError
-from serve_app.models.families import AceStep15, HunyuanVideo, MiniMaxMusic3, Sd, SeedVr2, StableAudio3, Wan
+from serve_app.models.families import AceStep15, HunyuanVideo, MiniMaxMusic3, Sd, SeedVr2, StableAudio3, Wan, YuE2
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.forward_cost import META, ForwardCost, forward_cost
@@ -212,7 +212,7 @@ def usual_size(family: BackboneFamily) -> Size:
             return Size(848, 480, 81)
         case Sd():
             return Size(512, 512)
-        case StableAudio3() | AceStep15() | MiniMaxMusic3():
+        case StableAudio3() | AceStep15() | MiniMaxMusic3() | YuE2():
             return Size(0, 0, samples=120 * 44100)
         case SeedVr2():
             return Size(1280, 720, 21)

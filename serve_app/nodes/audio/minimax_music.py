@@ -88,7 +88,7 @@ async def minimax_music3_text_encode(
     sampling, guidance = TokenSampling(top_k=top_k, seed=seed), TextGuidance("", cfg_scale)
     # The frame before the song's beginning is written too.
     request = GenerationRequest(prompted(caption, lyrics), frames + 1, sampling, guidance=guidance)
-    states = await runtime.write_song(clip, request)
+    [(states, _)] = await runtime.write_song(clip, request)
     if not states.shape[1]:
         raise NodeError("MiniMax Music 3 ended the song before its first frame; another seed may give one")
     scale = torch.ones(1, 1, 1, dtype=states.dtype)

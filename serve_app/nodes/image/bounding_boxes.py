@@ -248,7 +248,7 @@ def draw_b_boxes(bboxes: Found, image: IMAGE | None = None) -> IMAGE:
 
     Return the images with each one's boxes; without images, black ones that the boxes fit into.
     """
-    frames = _frames(bboxes)
+    frames = boxes_by_image(bboxes)
     if image is None:
         corners = [(box["x"] + box["width"], box["y"] + box["height"]) for frame in frames for box in frame]
         width, height = (max((int(c[axis]) for c in corners), default=EMPTY) for axis in (0, 1))
@@ -286,7 +286,7 @@ def crop_by_b_boxes(
     padding: pixels more on each side. The last list of boxes stands for the images beyond. Errors: NodeError if the
     crops together would be too large.
     """
-    frames = _frames(bboxes) if bboxes != [] else []
+    frames = boxes_by_image(bboxes) if bboxes != [] else []
     allow(len(image), output_height, output_width, image.shape[-1])
     crops = []
     for index, one in enumerate(image):
@@ -300,7 +300,7 @@ def crop_by_b_boxes(
     return torch.cat(crops) if crops else image
 
 
-def _frames(bboxes: Any) -> list[list[Box]]:
+def boxes_by_image(bboxes: Any) -> list[list[Box]]:
     """Return boxes by image; one list stands for all images. Errors: NodeError for what holds no boxes."""
     frames = bboxes if isinstance(bboxes, list) else [[bboxes]]
     if not frames or isinstance(frames[0], Mapping):

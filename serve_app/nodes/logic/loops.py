@@ -1,8 +1,8 @@
 """Loops: nodes between a start and an end that are evaluated once an iteration, as a subgraph of copies.
 
-What is between them is what depends on the start and what the end depends on. The end asks for none of it: it is
-replaced by `LoopUnrolled`, which is given what the start is given, and that by the copies. The start itself gives
-nothing, so whatever looks at it outside the loop is blocked.
+What is between them is what depends on the start and what the end depends on (`graph/loops.py`). The end asks for none
+of it: it is replaced by `LoopUnrolled`, which is given what the start is given, and that by the copies. The start
+itself gives nothing, so whatever looks at it outside the loop is blocked.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Annotated, Any, TypeAlias
 from serve_app.errors import NodeError
 from serve_app.execution.call import ExecutionBlocker
 from serve_app.execution.expansion import DynamicPrompt
+from serve_app.graph.loops import Loops
 from serve_app.graph.spec import MATCH_TYPE
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Autogrow, Bool, DynamicCombo, InputType, Int, MatchType
 from serve_app.nodes.sockets import ANY, BOOLEAN, DYNPROMPT, INT, STRING, UNIQUE_ID
 
 CATEGORY = "utilities/looping"
-START, END = "StartLoop", "EndLoop"
 INDEX, FIRST, LAST, ITEM, CARRIED = range(5)
 """The slots of a start."""
 UNBOUNDED = 0xFFFFFFFFFFFFFFFF
-MOST_LOOPS, MOST_COPIES = 50, 100_000
-"""Of loops before an end, and of nodes in all iterations of one: what is kept of each takes memory at once."""
+MOST_COPIES = 100_000
+"""Of nodes in all iterations of a loop: what is kept of each takes memory at once."""
 
 
 Mode: TypeAlias = Annotated[
@@ -52,6 +52,7 @@ Terminations: TypeAlias = Annotated[
         most=50,
     ),
 ]
+AnyValue: TypeAlias = Annotated[Any, InputType("*")]
 Cached: TypeAlias = Annotated[
     bool, Bool(False, advanced=True, tooltip="Has no effect here: equal work is never done twice.")
 ]
@@ -104,7 +105,7 @@ def end_loop(
 
     Return the loop unrolled in place of this node. Errors: NodeError if nothing before it starts a loop.
     """
-    start = _Loops(prompt).start_of(end)
+    start = _loops(prompt).start_of(end)
     given = prompt.get_node(start).get("inputs") or {}
     inputs = {name: value for name, value in given.items() if name.partition(".")[0] == "mode"}
     unrolled = {"class_type": "LoopUnrolled", "inputs": {**inputs, "end": end}, "override_display_id": start}
@@ -126,6 +127,12 @@ def loop_outputs(**values: list[Any]) -> ANY:
     return [value for name, own in values.items() if name.startswith("output") for value in own]
 
 
+@node("LoopInOrder", category=CATEGORY, dev_only=True)
+def loop_in_order(value: list[AnyValue], after: list[AnyValue]) -> list[ANY]:
+    """A value, as it is, once something else is evaluated."""
+    return value
+
+
 def _iterations(mode: Mapping[str, Any]) -> tuple[range, Sequence[Any]]:
     """Return the indexes of a mode's iterations, and the items that they are for, if any. Its values are lists."""
     match mode["mode"][0]:
@@ -144,7 +151,7 @@ def _count(numbers: range) -> int:
 
 
 def _unrolled(prompt: DynamicPrompt, end: str, iterations: tuple[range, Sequence[Any]]) -> dict[str, Any]:
-    loops = _Loops(prompt)
+    loops = _loops(prompt)
     start = loops.start_of(end)
     body = loops.between(start, end)
     indexes, items = iterations
@@ -155,6 +162,7 @@ def _unrolled(prompt: DynamicPrompt, end: str, iterations: tuple[range, Sequence
         )
     ends = prompt.get_node(end)["inputs"]
     carried = (prompt.get_node(start).get("inputs") or {}).get("initial_iteration_value")
+    ordered = {_source(value) for name, value in ends.items() if name.startswith("terminations.")}
     subgraph: dict[str, Any] = {}
     kept: list[Any] = []
     also: list[Any] = []
@@ -173,12 +181,18 @@ def _unrolled(prompt: DynamicPrompt, end: str, iterations: tuple[range, Sequence
         for node_id, copy in names.items():
             original = prompt.get_node(node_id)
             inputs = {name: copied(value) for name, value in (original.get("inputs") or {}).items()}
+            linked = next((name for name, value in inputs.items() if _source(value) is not None), None)
+            if place and node_id in ordered and linked is not None:
+                # Files are saved in the order of iterations.
+                previous = {"value": inputs[linked], "after": [f"{end}.{place - 1}.{node_id}", 0]}
+                subgraph[f"{copy}.ordered"] = {"class_type": "LoopInOrder", "inputs": previous}
+                inputs[linked] = [f"{copy}.ordered", 0]
             subgraph[copy] = {"class_type": original["class_type"], "inputs": inputs, "override_display_id": node_id}
-        linked = {name: copied(value) for name, value in ends.items() if _source(value) is not None}
-        carried = linked.get("next_iteration_value", carried)
-        if "output_value" in linked and (ends.get("accumulate") or place == len(indexes) - 1):
-            kept.append(linked["output_value"])
-        also += [value for name, value in linked.items() if name.startswith("terminations.")]
+        ended = {name: copied(value) for name, value in ends.items() if _source(value) is not None}
+        carried = ended.get("next_iteration_value", carried)
+        if "output_value" in ended and (ends.get("accumulate") or place == len(indexes) - 1):
+            kept.append(ended["output_value"])
+        also += [value for name, value in ended.items() if name.startswith("terminations.")]
     # What is kept may itself be given by the start.
     values = {f"output{i}": value for i, value in enumerate(kept)}
     values |= {f"also{i}": value for i, value in enumerate(also) if _source(value) is not None}
@@ -187,67 +201,12 @@ def _unrolled(prompt: DynamicPrompt, end: str, iterations: tuple[range, Sequence
     return {"expand": subgraph, "result": ([result, 0],)}
 
 
-class _Loops:
-    """The loops of a prompt."""
-
-    def __init__(self, prompt: DynamicPrompt) -> None:
-        self._prompt = prompt
-        self._before: dict[str, dict[str, None]] = {}
-        self._starts: dict[str, str] = {}
-
-    def start_of(self, end: str) -> str:
-        """Return the innermost start before an end that no other end before it closes. Errors: NodeError without."""
-        if end not in self._starts:
-            self._starts[end] = self._start_of(end)
-        return self._starts[end]
-
-    def _start_of(self, end: str) -> str:
-        before = self._sources(end)
-        if (loops := sum(self._is(node_id, START) for node_id in before)) > MOST_LOOPS:
-            raise NodeError(f"{loops} loops begin before it; {MOST_LOOPS} may")
-        if (ends := sum(self._is(node_id, END) for node_id in before)) > MOST_LOOPS:
-            raise NodeError(f"{ends} loops end before it; {MOST_LOOPS} may")
-        closed = {self.start_of(node_id) for node_id in before if self._is(node_id, END)}
-        starts = [node_id for node_id in before if self._is(node_id, START) and node_id not in closed]
-        inner = [one for one in starts if not any(one in self._sources(other) for other in starts)]
-        if not inner:
-            raise NodeError("no Start Loop is before it")
-        return inner[0]
-
-    def between(self, start: str, end: str) -> list[str]:
-        """Return the nodes that depend on the start and that the end depends on."""
-        before = self._sources(end)
-        consumers: dict[str, list[str]] = {}
-        for node_id in before:
-            for source in self._links(node_id):
-                consumers.setdefault(source, []).append(node_id)
-        dependent, stack = set(), [start]
-        while stack:
-            for consumer in consumers.get(stack.pop(), ()):
-                if consumer not in dependent:
-                    dependent.add(consumer)
-                    stack.append(consumer)
-        return [node_id for node_id in before if node_id in dependent]
-
-    def _is(self, node_id: str, class_type: str) -> bool:
-        return bool(self._prompt.get_node(node_id)["class_type"] == class_type)
-
-    def _sources(self, node_id: str) -> dict[str, None]:
-        """Return all nodes that a node depends on, in a fixed order."""
-        if node_id not in self._before:
-            found: dict[str, None] = {}
-            stack = [node_id]
-            while stack:
-                for source in self._links(stack.pop()):
-                    if source not in found:
-                        found[source] = None
-                        stack.append(source)
-            self._before[node_id] = found
-        return self._before[node_id]
-
-    def _links(self, node_id: str) -> list[str]:
-        inputs = (self._prompt.get_node(node_id).get("inputs") or {}).values()
+def _loops(prompt: DynamicPrompt) -> Loops:
+    def links(node_id: str) -> list[str]:
+        inputs = (prompt.get_node(node_id).get("inputs") or {}).values()
         return [source for value in inputs if (source := _source(value)) is not None]
+
+    return Loops(links, lambda node_id: str(prompt.get_node(node_id)["class_type"]))
 
 
 def _source(value: Any) -> str | None:

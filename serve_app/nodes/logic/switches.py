@@ -15,9 +15,10 @@ CATEGORY = "utilities/logic"
 Truths: TypeAlias = Annotated[Mapping[str, Any], Autogrow(InputType("*"), name="value", prefix="value")]
 
 
-def _chosen(switch: bool, on_false: Any = None, on_true: Any = None) -> list[str]:
-    """Ask for the value that is passed on."""
-    return ["on_true" if switch else "on_false"]
+def _chosen(switch: bool, **given: Any) -> list[str]:
+    """Ask for the value that is passed on, if one is connected."""
+    chosen = "on_true" if switch else "on_false"
+    return [chosen] if chosen in given else []
 
 
 Either: TypeAlias = Annotated[Any, MatchType("switch", lazy=True)]
@@ -29,13 +30,12 @@ Either: TypeAlias = Annotated[Any, MatchType("switch", lazy=True)]
     category=CATEGORY,
     return_names=("output",),
     experimental=True,
-    required=("on_false", "on_true"),
     check_lazy_status=_chosen,
 )
 def comfy_switch_node(
     switch: BOOLEAN, on_false: Either = None, on_true: Either = None
 ) -> Annotated[Any, MatchType("switch")]:
-    """One of two values, and only that one made."""
+    """One of two values, and only that one made; None for one that is not connected, as later ComfyUIs give it."""
     return on_true if switch else on_false
 
 

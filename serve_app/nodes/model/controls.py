@@ -8,14 +8,18 @@ from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.nodes.declare import node
-from serve_app.nodes.inputs import File, Float
-from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, IMAGE, MASK, MODEL, MODEL_PATCH, VAE
+from serve_app.nodes.inputs import File, Float, InputType
+from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, IMAGE, MASK, MODEL, MODEL_PATCH, RUNTIME, VAE
+from serve_app.nodes.video.wan import video_vae
 from serve_app.recipe.controls import ModelControl
 from serve_app.recipe.recipe import Recipe
+from serve_app.sampling.latents.latent_formats import MINIMAX_H3
 
 FOLDER = "model_patches"
 
 Strength: TypeAlias = Annotated[float, Float(1.0, min=-10.0, max=10.0, step=0.01)]
+Share: TypeAlias = Annotated[float, Float(0.0, min=0.0, max=1.0, step=0.001, advanced=True)]
+Whole: TypeAlias = Annotated[float, Float(1.0, min=0.0, max=1.0, step=0.001, advanced=True)]
 
 
 @node("ModelPatchLoader", "Load Model Patch", category="model/loaders", function="load_model_patch", experimental=True)
@@ -112,5 +116,45 @@ def anima_lllite_apply(
         return model
     control = ModelControl(
         model_patch, None, strength, image[..., :3], mask=mask, start_percent=start_percent, end_percent=end_percent
+    )
+    return model.with_patch(control)
+
+
+@node(
+    "MiniMaxH3FunControlNetApply",
+    "Apply MiniMax H3 Fun ControlNet",
+    category="model/patch/minimax",
+    description="Apply a MiniMax H3 Fun ControlNet to a text-to-video model as a model patch.",
+    required=("strength", "start_percent", "end_percent"),
+)
+async def minimax_h3_fun_control_net_apply(
+    model: MODEL,
+    model_patch: MODEL_PATCH,
+    vae: VAE,
+    runtime: RUNTIME,
+    strength: Annotated[float, Float(1.0, min=0.0, max=10.0, step=0.01)] = 1.0,
+    start_percent: Share = 0.0,
+    end_percent: Whole = 1.0,
+    control_video: IMAGE | None = None,
+    mask: Annotated[Tensor | None, InputType("MASK", {"tooltip": "1 marks the regions to regenerate."})] = None,
+    source_video: Annotated[
+        Tensor | None, InputType("IMAGE", {"tooltip": "Video behind the mask; only read when a mask is given."})
+    ] = None,
+) -> MODEL:
+    """Let a MiniMax H3 follow a video of poses, depths or edges, or paint a video anew where a mask is 1.
+
+    Return the model under one more control; the same model at strength 0, or without a video and a mask. A shorter
+    video stands still at its end. Errors: NodeError for another model, and for another model's VAE.
+    """
+    if strength == 0 or (control_video is None and mask is None):
+        return model
+    family = await runtime.family(model)
+    if family.title != "MiniMax H3":
+        raise NodeError(f"the model is one of {family.title}; this ControlNet is for MiniMax H3")
+    await video_vae(runtime, vae, MINIMAX_H3)
+    source = source_video if mask is not None else None
+    shown, behind = (None if video is None else video[..., :3] for video in (control_video, source))
+    control = ModelControl(
+        model_patch, vae, strength, shown, behind, mask, start_percent=start_percent, end_percent=end_percent
     )
     return model.with_patch(control)

@@ -67,7 +67,7 @@ async def sam3_detect(
         threshold,
         refine_iterations,
     )
-    found = await runtime.segment(model, request)
+    found = await runtime.search(model, request)
     if individual_masks:
         allow(sum(len(of.masks) for of in found), height, width)
         masks = torch.cat([of.masks for of in found])
@@ -102,7 +102,7 @@ async def sam3_video_track(
     initial = None if initial_mask is None else as_planes(initial_mask)
     allow(len(images), max(max_objects, 0 if initial is None else len(initial)), SIDE, SIDE // 8)
     request = Tracking(images, conditioning, initial, detection_threshold, max_objects, detect_interval)
-    made: dict[str, Any] = await runtime.segment(model, request)
+    made: dict[str, Any] = await runtime.search(model, request)
     return {**made, "orig_size": tuple(images.shape[1:3])}
 
 

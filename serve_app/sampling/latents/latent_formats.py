@@ -196,6 +196,9 @@ ACE_STEP_15 = LatentFormat(channels=64, factor=1764, sound=True)
 MINIMAX_MUSIC_3 = LatentFormat(channels=128, factor=512, sound=True)
 """MiniMax Music 3's sounds. Source: MiniMax 2026."""
 
+YUE2 = LatentFormat(channels=64, factor=1920, sound=True)
+"""YuE 2's sounds. Source: M·A·P 2026."""
+
 SEEDVR2 = LatentFormat(channels=16, frames=4)
 """SeedVR2's, which scales its latents itself. Source: Wang et al. 2025, arXiv:2506.05301."""
 

@@ -93,6 +93,19 @@ class Dispatch:
                     waiting_s[file] += seconds
         return dict(waiting_s)
 
+    def reserved(self, pool: str) -> int:
+        """Return the free slots that the pool's suspects keep from other jobs, or will on the replica one waits for.
+
+        Counted as demand, they start a replica for a suspect, which else waits until another job's run has ended.
+        """
+        replicas = self._replicas.pool(pool)
+        kept = list(replicas.quarantined.values())
+        free = sum(record.info.slots - len(record.running) for record in kept)
+        first = self.suspects[pool].first() if pool in self.suspects else None
+        if first is None or any(record.quarantined == first.entry.job_id for record in kept):
+            return free
+        return free + max((record.info.slots for record in replicas.records.values()), default=1) - 1
+
     def put(self, job: JobRecord, task: TaskRecord) -> None:
         """Queue a ready task. Call it again when a running task may have begun to wait for it."""
         pool = task.plan.pool

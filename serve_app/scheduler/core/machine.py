@@ -226,7 +226,7 @@ class Machine:
         running = self.replicas.pool(pool).occupied
         waiting = self.dispatch.waiting(pool)
         next_s = None if waiting + running else self._next_s(pool)
-        return Demand(waiting, running, self.dispatch.waiting_s(pool), next_s)
+        return Demand(waiting, running, self.dispatch.waiting_s(pool), next_s, self.dispatch.reserved(pool))
 
     def _next_s(self, pool: str) -> float | None:
         """Return in how many seconds one of the oldest jobs is expected to have a task for a pool; None if none is."""

@@ -86,6 +86,7 @@ _REFINED = "txt_in.individual_token_refiner.blocks.0.norm1.weight"
 _BACKBONES = (
     _known("SAM 3.1", "detector.backbone.vision_backbone.propagation_convs.0.conv_1x1.weight"),
     _lacking("SAM 3", "detector.backbone.vision_backbone.trunk.blocks.0.attn.qkv.weight"),
+    _known("RT-DETR v4", "encoder.pan_blocks.1.cv4.conv.weight"),
     _known("Stable Audio 3", "transformer.global_cond_embedder.0.weight"),
     _lacking("Stable Audio", "transformer.rotary_pos_emb.inv_freq"),
     _lacking("Stable Cascade", "clf.1.weight"),
@@ -103,6 +104,7 @@ _BACKBONES = (
     _known("LTX-Video", "adaln_single.emb.timestep_embedder.linear_1.bias"),
     _lacking("ACE-Step", "genre_embedder.weight"),
     _known("MiniMax Music 3", "latent_conditioners.0.weight"),
+    FileKind("YuE 2", (("vae2llm.weight", "latent_pos_embed.pe"),)),
     _known("ACE-Step 1.5", "encoder.lyric_encoder.layers.0.input_layernorm.weight"),
     _lacking("Cosmos", "blocks.block0.blocks.0.block.attn.to_q.0.weight"),
     _lacking("PixelDiT", "core.pixel_embedder.proj.weight"),
@@ -178,6 +180,7 @@ _TEXTS = (
     _known("Qwen3.5", "layers.0.linear_attn.A_log"),
     _known("Qwen2.5-VL", f"{_FIRST}.k_proj.bias"),
     _known("MiniMax Music 3's language model", "audio_decoder.projection.weight"),
+    _known("YuE 2's language model", "yue2_tokenizer_json"),
     FileKind("ACE-Step 1.5's language model", ((("embed_tokens.weight", 217204),),)),
     _known("Qwen3", f"{_FIRST}.q_norm.weight"),
     FileKind("Ministral 3", (((_NORM, 3072),),)),
@@ -194,7 +197,7 @@ _SOUNDS = (
     _known("MiniMax H3's sounds", "pre_block.attn.zero_k_bias"),
     _known("Stable Audio 3's sounds", "decoder.layers.3.transformers.0.pre_norm.alpha"),
     _known("MiniMax Music 3's sounds", "dec_in_proj.weight"),
-    _known("ACE-Step 1.5's and Stable Audio Open's sounds", "decoder.layers.1.layers.0.beta"),
+    _known("ACE-Step 1.5's, YuE 2's and Stable Audio Open's sounds", "decoder.layers.1.layers.0.beta"),
 )
 
 _NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
@@ -219,6 +222,7 @@ _VAES = (
 _PATCHES = (
     _known("DiffSynth's of Qwen-Image", "controlnet_blocks.0.y_rms.weight"),
     _known("Fun's of Z-Image", "control_all_x_embedder.2-1.weight"),
+    _known("Fun's of MiniMax H3", "control_blocks.0.attn.qkv_proj.weight"),
     _known("Anima's LLLite", "lllite_conditioning1.conv1.weight"),
     _known("GLIGEN", "position_net.null_positive_feature"),
     _known("USO's of Flux.1", "feature_embedder.mid_layer_norm.bias"),

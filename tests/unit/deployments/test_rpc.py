@@ -257,18 +257,19 @@ async def test_the_server_notices_that_a_caller_has_ended() -> None:
 
 async def test_a_slow_call_is_awaited_while_its_server_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "LOOK_S", 0.5)
-    pings, take = asyncio.Semaphore(0), RpcServer._take
+    pings = asyncio.Semaphore(0)
 
-    def counted(server: RpcServer, message: list[bytes]) -> None:
-        if decode(message[-1])[1] == rpc.PING:
+    def counted(frame: bytes) -> Any:
+        found = decode(frame)
+        if found[1] == rpc.PING:
             pings.release()
-        take(server, message)
+        return found
 
-    monkeypatch.setattr(RpcServer, "_take", counted)
+    monkeypatch.setattr(rpc, "decode", counted)
     async with served() as (scheduler, _, address):
         connection = await connected(address)
         call = asyncio.create_task(connection.call("hold"))
-        await scheduler.held.wait()
+        await asyncio.wait_for(scheduler.held.wait(), PATIENCE_S)
         # Two pings that nobody answered would end the connection at the third.
         for _ in range(4):
             await asyncio.wait_for(pings.acquire(), PATIENCE_S)
@@ -295,11 +296,13 @@ async def test_a_server_that_is_not_there_is_not_connected_to() -> None:
 
 
 async def test_a_caller_that_gives_up_leaves_nothing_behind() -> None:
-    async with served() as (_, _, address):
+    async with served() as (scheduler, _, address):
         connection = await connected(address)
         before = len(asyncio.all_tasks())
+        call = asyncio.create_task(connection.call("hold"))
+        await asyncio.wait_for(scheduler.held.wait(), PATIENCE_S)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(connection.call("hold"), 0.05)
+            await asyncio.wait_for(call, 0.05)
         # The server goes on with what it was asked for.
         assert len(asyncio.all_tasks()) == before + 1
         assert await connection.call("echo", 1, None) == (1, None)

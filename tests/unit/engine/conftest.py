@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import HostTimeline
-from tests.unit.engine.mixes import MAX_CELLS
+from tests.unit.engine.mixes import MAX_CELLS, all_that_fit
 
 
 @pytest.fixture
@@ -18,7 +18,11 @@ def engine() -> Iterator[Engine]:
     engine.close()
 
 
-@pytest.fixture(autouse=True)
-def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have forwards hold all that fit: what they take on this machine is no part of what is tested."""
-    monkeypatch.setattr(Engine, "learn_size", lambda engine, key, size, seconds: engine.learn(seconds))
+@pytest.fixture(autouse=True, scope="module")
+def measured() -> Iterator[None]:
+    """Have forwards hold all that fit: what they take on this machine is no part of what is tested.
+
+    Set before the engines that a module's tests share are made.
+    """
+    with all_that_fit():
+        yield

@@ -7,13 +7,16 @@ tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
+from serve_app.engine.curve import Curves
 from serve_app.models.families.unet.unet import UnetInputs, stack_contexts
 from serve_app.models.split_batch import split_batch
 from serve_app.recipe.pack_functions import PackFunctions
@@ -36,6 +39,22 @@ MAX_CELLS = 2**16
 """Of an engine's forward: more than any mix of these has."""
 WIDTH = 6
 """The width D of the tiny backbone's contexts."""
+
+
+class AllThatFit(Curves):
+    """Takes the largest size, whatever was measured."""
+
+    def enough(self, key: Hashable, sizes: Sequence[int]) -> int:
+        return len(sizes)
+
+
+@contextmanager
+def all_that_fit() -> Iterator[None]:
+    """Have the forwards of engines made here hold all that fit, whatever they take on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serve_app.engine.engine.Curves", AllThatFit)
+        yield
+
 
 Answer: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """What a rule makes of its branches, and the branch that stands for the negative."""

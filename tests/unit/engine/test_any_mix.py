@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
-from tests.unit.engine.mixes import TinyBackbone, alone, jobs, relative_error, tiny_flow
+from tests.unit.engine.mixes import TinyBackbone, all_that_fit, alone, jobs, relative_error, tiny_flow
 
 TOLERANCE = 1e-5
 # Its steps follow from the difference of two nearly equal latents, so rounding there moves the levels it evaluates at.
@@ -36,7 +36,8 @@ def check_mix(mix, backbone, max_cells):
     expected = [alone(backbone, job.request) for job in mix]
     trajectories = [Trajectory(backbone, job.request) for job in mix]
     futures = {}
-    engine = Engine(max_cells, HostTimeline())
+    with all_that_fit():
+        engine = Engine(max_cells, HostTimeline())
     first = len(backbone.calls)
     joining = Lock()
 

@@ -178,11 +178,6 @@ def ran(device: Device, calls: Callable[[Engine, int], None], steps: int = 20, j
     return backbone
 
 
-@pytest.fixture
-def measured() -> None:
-    """Durations are virtual here, and may decide who shares a forward."""
-
-
 def took_s(backbone: Slow) -> float:
     """Return how long the device took for all forwards."""
     return backbone.asked[-1][1].ended_s - backbone.asked[0][1].began_s

@@ -10,7 +10,6 @@ from threading import Event
 
 import pytest
 
-from serve_app.engine.curve import MEASURED
 from serve_app.engine.engine import IN_FLIGHT, Engine
 from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
@@ -92,11 +91,6 @@ class Slow(TinyBackbone):
 
 def takes_s(rows: int) -> float:
     return FORWARD_S + ROW_S * rows
-
-
-@pytest.fixture
-def measured():
-    """Durations are virtual here, and may decide who shares a forward."""
 
 
 @pytest.fixture
@@ -269,21 +263,3 @@ def test_an_asynchronous_device_error_closes_the_engine(engine, device, caplog, 
     assert not engine.alive
     [said] = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert said.endswith("CUDA error: an illegal memory access was encountered")
-
-
-def test_forwards_hold_as_many_rows_as_fill_the_card_once_that_is_known(engine, device, monkeypatch):
-    """Four rows fill it, and eight jobs have sixteen."""
-    monkeypatch.setattr("tests.unit.engine.test_pacing.takes_s", lambda rows: max(0.05, 0.0125 * rows))
-    backbone = Slow(device)
-    for count, steps in ((1, 6), (2, 6), (8, 20)):
-        futures = [Trajectory(backbone, request(seed=seed, steps=steps)) for seed in range(count)]
-        for future in together(engine, futures):
-            future.result(30)
-    rows = [rows for rows, *_ in backbone.asked]
-    assert rows[:12] == [2] * 6 + [4] * 6
-    known = next(index for index, count in enumerate(rows[12:]) if count < 16)
-    assert known <= MEASURED + IN_FLIGHT
-    # The last job of all has nobody left to go with.
-    settled = "".join(map(str, rows[12 + known :]))
-    assert settled == "4" * settled.count("4") + "2" * settled.count("2")
-    assert settled.count("4") > 50

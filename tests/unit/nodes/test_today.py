@@ -101,8 +101,14 @@ def test_a_text_without_numbers_makes_no_sigmas() -> None:
 
 def test_a_switch_asks_only_for_what_it_passes_on() -> None:
     switch: Any = BUILTIN["ComfySwitchNode"]()
-    assert switch.check_lazy_status(True) == ["on_true"]
-    assert switch.check_lazy_status(False, "a") == ["on_false"]
+    assert switch.check_lazy_status(switch=True, on_true=None, on_false=None) == ["on_true"]
+    assert switch.check_lazy_status(switch=False, on_true=None, on_false="a") == ["on_false"]
+
+
+def test_a_switch_passes_nothing_on_where_nothing_is_connected() -> None:
+    switch: Any = BUILTIN["ComfySwitchNode"]()
+    assert switch.check_lazy_status(switch=True, on_false=None) == []
+    assert run("ComfySwitchNode", switch=True, on_false="a") == (None,)
 
 
 def test_an_element_of_a_list_is_taken_from_either_end() -> None:

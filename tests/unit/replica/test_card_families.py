@@ -221,7 +221,7 @@ BETWEEN = ("film_net", "rife")
 """Networks that make frames between two."""
 EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *SOUNDS, *OF_NO_FILE, *SEEING, *BETWEEN}
 """Workflows of which no forward need be captured: the host reads HiDream's, templates take two steps, others none."""
-UNSEEN = {"audio_minimax_music_3"}
+UNSEEN = {"audio_minimax_music_3", "audio_yue2_text2music"}
 """Sounds that are not made on the card double."""
 PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{files.network: partial(drawing, files) for files in FILES},
@@ -311,10 +311,12 @@ NOT_SHOWN: Mapping[str, str] = {
         ("OvisImage", "OvisText"), "the text encoder's width, by which it is told, makes its vocabulary 1.2 GB"
     ),
     "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
+    **dict.fromkeys(("RtDetr4", "SdPose"), "it looks at pictures of one large size, which take a processor long"),
     **dict.fromkeys(("Sam31", "Sam3Text"), "it segments images and samples none, so that no workflow draws with it"),
     **dict.fromkeys(
         ("MiniMaxMusic3", "MiniMaxMusic3Text", "MiniMaxMusic3Vae"), "its workflow does not pass on the card double yet"
     ),
+    **dict.fromkeys(("YuE2", "YuE2Text", "YuE2Vae"), "its workflow was not run on the card double yet"),
     "StableAudioOpenVae": "AceStep15Vae is the same at another rate",
 }
 """Families that no workflow here loads, and why."""

@@ -1,4 +1,4 @@
-"""Oobleck, the autoencoder of ACE-Step 1.5, at 48 kHz, and of Stable Audio Open, at 44.1 kHz: stereo.
+"""Oobleck, the autoencoder of ACE-Step 1.5 and YuE 2, at 48 kHz, and of Stable Audio Open, at 44.1 kHz: stereo.
 
 Run by the layers of diffusers' AutoencoderOobleck. Latents of a sound are the mean ones; ComfyUI draws some about them,
 others each time. Source: Evans et al. 2024 (Stable Audio Open), arXiv:2407.14358.
@@ -20,8 +20,6 @@ from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.store.models.kinds import VAE_PREFIXES
 
-MULTIPLES = (1, 2, 4, 8, 16)
-"""Of the width, after each step of strides."""
 _MARK = "decoder.layers.1.layers.0.beta"
 _LAST = "decoder.layers.2.layers.1"
 _NAMES = (("weight_g", "parametrizations.weight.original0"), ("weight_v", "parametrizations.weight.original1"))
@@ -29,10 +27,11 @@ _NAMES = (("weight_g", "parametrizations.weight.original0"), ("weight_v", "param
 
 
 class OobleckVae(AudioVaeFamily):
-    """An autoencoder of stereo sound, by its strides."""
+    """An autoencoder of stereo sound, by its strides. multiples: of its width, after each."""
 
     latent_axes = 3
     strides: ClassVar[tuple[int, ...]]
+    multiples: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
 
     width: int
 
@@ -54,7 +53,7 @@ class OobleckVae(AudioVaeFamily):
             return None
         first = names[0].replace(_LAST, "decoder.layers.0")
         outputs, channels = tensors.shape(first)[:2]
-        return cls(outputs // MULTIPLES[-1], channels)  # type: ignore[call-arg]
+        return cls(outputs // cls.multiples[-1], channels)  # type: ignore[call-arg]
 
     def table(self, tensors: Tensors | None = None) -> Table:
         table: dict[str, str | tuple[Place, ...]] = {}
@@ -83,15 +82,18 @@ class OobleckVae(AudioVaeFamily):
         network = AutoencoderOobleck(
             encoder_hidden_size=self.width,
             downsampling_ratios=list(self.strides),
-            channel_multiples=list(MULTIPLES),
+            channel_multiples=list(self.multiples),
             decoder_channels=self.width,
             decoder_input_channels=self.latent_channels,
             audio_channels=self.channels,
             sampling_rate=self.rate,
         )
         # diffusers' latents are as wide as the network.
-        widest = self.width * MULTIPLES[-1]
+        widest = self.width * self.multiples[-1]
         network.encoder.conv2 = weight_norm(nn.Conv1d(widest, 2 * self.latent_channels, 3, padding=1))
+        # Without it a step of an odd stride makes one sample too few.
+        for block, stride in zip(network.decoder.block, reversed(self.strides), strict=True):
+            block.conv_t1.output_padding = (stride % 2,)
         built: nn.Module = network
         return built
 
@@ -110,6 +112,20 @@ class AceStep15Vae(OobleckVae):
 
     title = "ACE-Step 1.5"
     strides = (2, 4, 4, 6, 10)
+    step = prod(strides)
+
+    width: int
+    latent_channels: int = 64
+    rate: int = 48000
+
+
+@dataclass(frozen=True, slots=True)
+class YuE2Vae(OobleckVae):
+    """YuE 2's: a latent for 1,920 samples."""
+
+    title = "YuE 2"
+    strides = (2, 2, 4, 4, 5, 6)
+    multiples = (1, 2, 4, 8, 16, 32)
     step = prod(strides)
 
     width: int

@@ -255,14 +255,21 @@ class Sd3(Transformer):
             "text": torch.cat([r.inputs.text for r in rows]).to(dtype),
             "pooled": torch.cat([r.inputs.pooled for r in rows]).to(dtype),
         }
-        return given | control_answers(rows, given["x"], partial(self._call, network, given)) | passed(rows)
+
+        def called() -> Sd3Call:
+            return self._call(network, given, self.patches(network.pos_embed, given["x"]))
+
+        return given | control_answers(rows, given["x"], called) | passed(rows)
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
-        call, embed, size = self._call(network, given), network.time_text_embed, given["x"].shape[-2:]
-        dtype = call.x.dtype
+        embed, size, dtype = network.time_text_embed, given["x"].shape[-2:], given["x"].dtype
+        patches = self.patches(network.pos_embed, given["x"])
+        # The table of positions is read at once: where weights stream, the next layers' take its place.
+        image = patches + self.places(network.pos_embed.pos_embed, size)
+        call = self._call(network, given, patches)
         # The time reaches the sinusoids in single precision.
         time = embed.timestep_embedder(embed.time_proj(call.timestep).to(dtype)) + call.pooled_embedding
-        text, image = network.context_embedder(call.text), call.patches + self.places(network.pos_embed.pos_embed, size)
+        text = network.context_embedder(call.text)
         passing, shards, of_image = (
             Passing(rows, DOUBLES, given),
             sharding(text.shape[1], image.shape[1]),
@@ -279,10 +286,9 @@ class Sd3(Transformer):
         made = shards.gather(network.proj_out(network.norm_out(image, time)), IMAGE_TOKENS)
         return from_tokens(made, *size, channels_last=True)
 
-    def _call(self, network: Any, given: Inputs) -> Sd3Call:
-        x, pooled = given["x"], given["pooled"]
-        patches, embedding = self.patches(network.pos_embed, x), network.time_text_embed.text_embedder(pooled)
-        return Sd3Call(x, given["timestep"], given["text"], pooled, patches, embedding)
+    def _call(self, network: Any, given: Inputs, patches: Tensor) -> Sd3Call:
+        pooled, embed = given["pooled"], network.time_text_embed.text_embedder
+        return Sd3Call(given["x"], given["timestep"], given["text"], pooled, patches, embed(pooled))
 
     def patches(self, embed: Any, x: Tensor) -> Tensor:
         """Return x (R,C,h,w) as embedded tokens (R,n,D), without positions."""

@@ -23,7 +23,7 @@ from serve_app.models.families.text.generation import Generation, JointGeneratio
 from serve_app.models.families.text.qwen import Qwen3Text
 from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.families.text_family import TextResources
-from serve_app.models.files.layout import Place, Table
+from serve_app.models.files.layout import Place, Table, cut
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.tokenizers.byte_pairs import of_library
@@ -147,10 +147,8 @@ class MiniMaxMusic3Text(Qwen3Text):
                 theirs = f"model.{stack}.{number}"
                 ours = f"{stack.replace('audio_decoder', 'more')}.{number}"
                 sizes = [of_one * head for of_one in heads]
-                table[f"{theirs}.self_attn.qkv_proj"] = _rows(
-                    ours + ".self_attn.", ("q_proj", "k_proj", "v_proj"), sizes
-                )
-                table[f"{theirs}.mlp.gate_up_proj"] = _rows(ours + ".mlp.", ("gate_proj", "up_proj"), [inside] * 2)
+                table[f"{theirs}.self_attn.qkv_proj"] = cut(ours + ".self_attn.", ("q_proj", "k_proj", "v_proj"), sizes)
+                table[f"{theirs}.mlp.gate_up_proj"] = cut(ours + ".mlp.", ("gate_proj", "up_proj"), [inside] * 2)
         return table
 
     def build(self) -> nn.Module:
@@ -235,10 +233,11 @@ class Song(JointGeneration):
         return self._ended or len(self.tokens) >= self.request.max_tokens
 
     @property
-    def result(self) -> Tensor:
+    def result(self) -> Conditioning:
         """The states (1,frames,8·W), on the host; no frames of a song that ended before it began."""
         width = (MORE + 1) * self._network.embed_codes.embedding_dim
-        return torch.stack(self._frames).cpu()[None] if self._frames else torch.zeros(1, 0, width)
+        states = torch.stack(self._frames).cpu()[None] if self._frames else torch.zeros(1, 0, width)
+        return [(states, {})]
 
     def drawn(self, outputs: Sequence[Tensor]) -> Token | None:
         """Draw a frame from the states (1,W) of both prompts. Return what is read next; None at the song's end."""
@@ -276,13 +275,6 @@ class Song(JointGeneration):
             total = total + embedded[0]
             read.append(network.projection(embedded.expand_as(states)))
         return total, kept
-
-
-def _rows(prefix: str, names: Sequence[str], sizes: Sequence[int]) -> tuple[Place, ...]:
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return tuple(
-        Place(prefix + name, rows=(end - size, end)) for name, size, end in zip(names, sizes, ends, strict=True)
-    )
 
 
 def derived(seed: int, *parts: str) -> int:

@@ -26,7 +26,7 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Canvas, Inputs
 from serve_app.sampling.latents.latents import LatentFormat
-from serve_app.values import Detection, Tracking
+from serve_app.values import Detection, Search, Tracking
 
 SEEING = "detector.backbone.vision_backbone"
 _TRUNK = f"{SEEING}.trunk"
@@ -58,6 +58,7 @@ class Sam31(BackboneFamily):
     title = "SAM 3.1"
     trained_as = Flow(1.0)
     latent_format = LatentFormat(channels=3)
+    searches = (Detection, Tracking)
 
     width: int
     inside: int
@@ -184,11 +185,13 @@ class Sam31(BackboneFamily):
         network.tracker = Tracker(self.following)
         return network
 
-    def check_segmenting(self, request: Detection | Tracking) -> None:
+    def check_search(self, request: Search) -> None:
+        super(Sam31, self).check_search(request)
+        assert isinstance(request, Detection | Tracking)
         for tokens in text_tokens(request.conditioning):
             check_text(tokens, self.detecting.text, self.title)
 
-    def segmented(self, network: Any, request: Detection | Tracking) -> Generator[tuple[int, int], None, Any]:
+    def searched(self, network: Any, request: Detection | Tracking) -> Generator[tuple[int, int], None, Any]:
         return detected(network, request) if isinstance(request, Detection) else tracked(network, request)
 
     def inputs(

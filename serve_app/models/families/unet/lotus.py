@@ -38,6 +38,10 @@ class Lotus(Sd):
         return Discrete("img_to_img")
 
     def vector(self, options: Mapping[str, Any], canvas: Canvas, role: str) -> Tensor | None:
-        """Return the task as sines and cosines."""
-        task = torch.tensor(_TASK)
-        return torch.cat([task.sin(), task.cos()])[None]
+        return task()
+
+
+def task() -> Tensor:
+    """Return the task as sines and cosines, (1,4)."""
+    angles = torch.tensor(_TASK)
+    return torch.cat([angles.sin(), angles.cos()])[None]

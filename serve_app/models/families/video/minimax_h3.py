@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3Transformer3DModel
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from serve_app.errors import NodeError
+from serve_app.models.control.model_control import all_at_work
 from serve_app.models.families.family import File, Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
@@ -26,11 +27,18 @@ from serve_app.models.families.shared.dit import (
     check_text,
     from_tokens,
     passed,
-    thirds,
     to_tokens,
 )
 from serve_app.models.families.shared.fused_blocks import attention_output
 from serve_app.models.families.text.minimax_h3_text import TAGS, TEXT_TAG, VISION_TAG
+from serve_app.models.families.video.minimax_h3_blocks import (
+    ROPE,
+    Modulated,
+    block_names,
+    modulation_of,
+    through_block,
+    turns_of,
+)
 from serve_app.models.families.video.minimax_h3_masks import (
     KEPT_SOUND,
     KEPT_VIDEO,
@@ -70,21 +78,11 @@ from serve_app.sampling.transfer import to_device
 TIMES = 1000.0
 """Timesteps of the noise levels 0…1."""
 TRAINING = AudioVideoFlow(12.0, sound_shift=3.0)
-ROPE, THETA = 16, 10000.0
-"""Frequencies of each of the three axes."""
 TIME_WIDTH = 256
 SOUND_TAG = 2
-KINDS = 3
-"""Kinds of rows, each with a modulation of its own: VISION_TAG, TEXT_TAG, SOUND_TAG."""
 OF_VIDEO, OF_SOUND, OF_GIVEN_VIDEO, OF_GIVEN_SOUND, TIMES_OF_ALL = range(5)
 """The columns of times that every forward has, and how many these are; those of masked rows follow."""
 
-_ATTENTION = {
-    "q_norm": "norm_q",
-    "k_norm": "norm_k",
-    "out_proj": "to_out.0",
-    "to_gate_compress": "to_gate_compress",
-}
 _ENDS = {
     "video_patch_proj": "proj_in",
     "audio_patch_proj": "audio_proj_in",
@@ -136,18 +134,6 @@ class MiniMaxH3Inputs:
     @property
     def segments(self) -> Sequence[Segment]:
         return segments(self.text.shape[1], self.given, self.size, self.shapes[1][-1])
-
-
-class Modulated(NamedTuple):
-    """Rows start…end of a sequence with one modulation: of time number `time` and of a kind.
-
-    time: or the numbers of every row's, (R,n).
-    """
-
-    start: int
-    end: int
-    time: int | Tensor
-    kind: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,16 +203,7 @@ class MiniMaxH3(Transformer):
             for number in range(self.refiners)
         ]
         for theirs, ours in blocks:
-            table |= {f"{theirs}.{name}": f"{ours}.{name}" for name in ("norm1", "norm2", "adaln_proj")}
-            table |= {f"{theirs}.attn.{a}": f"{ours}.attn.{b}" for a, b in _ATTENTION.items()}
-            table |= {
-                f"{theirs}.attn.qkv_proj": thirds(
-                    self.heads * self.head, *(f"{ours}.attn.to_{kind}" for kind in "qkv")
-                ),
-                # diffusers has the values before the gates.
-                f"{theirs}.mlp.fc1": (Place(f"{ours}.ff.net.0.proj", swapped=True),),
-                f"{theirs}.mlp.fc2": f"{ours}.ff.net.2",
-            }
+            table |= block_names(theirs, ours, self.heads * self.head)
         return table
 
     def build(self) -> nn.Module:
@@ -311,7 +288,7 @@ class MiniMaxH3(Transformer):
             (video, sound),
             (of_video, of_sound),
             tuple(given for given, _, _ in found),
-            together(_video_rows, [z for _, z, _ in found if z is not None], of_video, canvas.seed),
+            together(video_rows, [z for _, z, _ in found if z is not None], of_video, canvas.seed),
             together(_sound_rows, [z for _, _, z in found if z is not None], of_sound, canvas.seed + 1),
             None if masks[0] is None else levels(video_shares(masks[0])),
             None if masks[1] is None else levels(sound_shares(masks[1])),
@@ -387,7 +364,7 @@ class MiniMaxH3(Transformer):
         sound = sound * (sound_sigma / sigma)[:, None, None, None]
         embedded = {
             "text": network.token_refiner(network.context_embedder(given["text"].to(dtype))),
-            "video": network.proj_in(_video_rows(video.float())).to(dtype),
+            "video": network.proj_in(video_rows(video.float())).to(dtype),
             "sound": network.audio_proj_in(_sound_rows(sound.float())).to(dtype),
         }
         for kind, embed in (("given video", network.proj_in), ("given sound", network.audio_proj_in)):
@@ -398,15 +375,21 @@ class MiniMaxH3(Transformer):
         embedded_times = self._embedded(network, times, dtype)
         plan = _plan(inputs, given)
         shards = sharding(*(part.end - part.start for part in plan))
-        cos, sin = (shards.shard(one, dim=0) for one in _turns(given["at"], dtype))
+        cos, sin = (shards.shard(one, dim=0) for one in turns_of(given["at"], dtype))
         sequence, plan = shards.shard(sequence), _own(plan, shards)
         passing, attention = Passing(rows, DOUBLES, given), _attention(rows, given, shards)
+        call = SequenceCall(inputs.segments, embedded_times.view(*times.shape, -1), plan, (cos, sin))
+        controls = all_at_work(rows, call, inputs.shapes[0][1:]) if any(r.controls for r in rows) else []
+        for control in controls:
+            control.before(DOUBLES, sequence)
         for number, block in enumerate(network.transformer_blocks):
             (sequence,) = passing.through(
                 number,
-                partial(_block, block, sequence, embedded_times, plan, (cos, sin), partial(attention, number)),
+                partial(through_block, block, sequence, embedded_times, plan, (cos, sin), partial(attention, number)),
                 sequence,
             )
+            for control in controls:
+                control.after(DOUBLES, number, sequence)
         modulation = network.norm_out.linear(embedded_times)
         by_time = modulation.view(*times.shape, 1, 2, self.width)
         *_, of_sound, of_video = plan
@@ -456,6 +439,16 @@ class MiniMaxH3(Transformer):
         return LatentLayout(inputs.shapes).pack(NestedTensor([-video.movedim(1, 2), carried]))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SequenceCall:
+    """Inputs of model controls in a forward of R rows. times: embedded, (R,M,time_width); turns: as `turns_of`."""
+
+    segments: Sequence[Segment]
+    times: Tensor
+    plan: Sequence[Modulated]
+    turns: tuple[Tensor, Tensor]
+
+
 def shifts(training: Training | None) -> tuple[float, float]:
     """Return the shifts of a video's and its sound's schedules. training: as `Rows.training`."""
     flow = training if isinstance(training, AudioVideoFlow) else TRAINING
@@ -488,7 +481,7 @@ def _noised(rows: Tensor, share: float, seed: int) -> Tensor:
     return share * rows + (1 - share) * to_device(noise(rows.shape[1:], seed), rows.device)
 
 
-def _video_rows(latents: Tensor) -> Tensor:
+def video_rows(latents: Tensor) -> Tensor:
     """Return a video's latents (B,C,T,h,w) as rows (B,n,4C), frame by frame."""
     by_frame = to_tokens(latents.movedim(2, 1).flatten(0, 1))
     return by_frame.reshape(len(latents), -1, by_frame.shape[2])
@@ -546,37 +539,10 @@ def _own(plan: list[Modulated], shards: Sharding) -> list[Modulated]:
     return own
 
 
-def _turns(at: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines (n,1,3·ROPE) of positions (n,3)."""
-    steps = torch.arange(0, 2 * ROPE, 2, dtype=torch.float32, device=at.device) / (2 * ROPE)
-    turned = (at[..., None] * (1.0 / THETA**steps)).flatten(1)[:, None]
-    return turned.cos().to(dtype), turned.sin().to(dtype)
-
-
-def _rotated(heads: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """Return heads (R,n,H,d) with their first numbers rotated: each with the one half of these further."""
-    cos, sin = turns
-    half = cos.shape[-1]
-    first, second, rest = torch.split(heads, [half, half, heads.shape[-1] - 2 * half], dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
-
-
-def _of(by_time: Tensor, part: Modulated, number: int) -> Tensor:
-    """Return a shift, scale or gate of rows, (R,1,W) or (R,n,W). by_time: (R,M,kinds,K,W)."""
-    of_kind = by_time[:, :, part.kind, number]
-    if isinstance(part.time, int):
-        return of_kind[:, part.time, None]
-    return torch.take_along_dim(of_kind, part.time[..., None], dim=1)
-
-
 class OfTiles(NamedTuple):
     """Name of a call's input: a tensor of the tiles of its sequence, as `Tiles`."""
 
     what: str
-
-
-Attention: TypeAlias = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""From an attention layer, its input (R,n,W), and queries, keys and values (R,n,H,d) to its output (R,n,H·d)."""
 
 
 def _sparse(rows: Sequence[Rows]) -> list[SparseAttention | None]:
@@ -612,43 +578,9 @@ def _attention(rows: Sequence[Rows], given: Inputs, shards: Sharding) -> Callabl
     return attention
 
 
-def _block(
-    block: Any,
-    sequence: Tensor,
-    times: Tensor,
-    plan: Sequence[Modulated],
-    turns: tuple[Tensor, Tensor],
-    attention: Attention,
-) -> Tensor:
-    """Return a block's output for a sequence (R,n,W), a rank's shard. times: embedded, (R·M,time_width)."""
-    rows, width = len(sequence), sequence.shape[2]
-    by_time = block.adaln_proj.linear(times).to(sequence.dtype).view(rows, -1, KINDS, 6, width)
-    attn = block.attn
-    inner = _modulated(block.norm1(sequence), by_time, plan, 0)
-    q, k, v = (torch.unflatten(getattr(attn, f"to_{kind}")(inner), -1, (attn.heads, -1)) for kind in "qkv")
-    found = attention(attn, inner, _rotated(attn.norm_q(q), turns), _rotated(attn.norm_k(k), turns), v)
-    sequence = _gated(sequence, attn.to_out[0](found), by_time, plan, 2)
-    return _gated(sequence, block.ff(_modulated(block.norm2(sequence), by_time, plan, 3)), by_time, plan, 5)
-
-
-def _modulated(normed: Tensor, by_time: Tensor, plan: Sequence[Modulated], first: int) -> Tensor:
-    """Return a norm's output (R,n,W), which is changed in place, shifted and scaled by numbers first and first + 1."""
-    for part in plan:
-        rows = normed[:, part.start : part.end]
-        rows.mul_(1 + _of(by_time, part, first + 1)).add_(_of(by_time, part, first))
-    return normed
-
-
-def _gated(sequence: Tensor, found: Tensor, by_time: Tensor, plan: Sequence[Modulated], number: int) -> Tensor:
-    """Return a sequence with a layer's output, which is changed in place, times a gate."""
-    for part in plan:
-        found[:, part.start : part.end].mul_(_of(by_time, part, number))
-    return found.add_(sequence)
-
-
 def _last(network: Any, sequence: Tensor, by_time: Tensor, part: Modulated) -> Tensor:
     """Return the rows of a part, modulated for the output layers, float32. by_time: (R,M,1,2,W)."""
     normed = network.norm_out.norm(sequence[:, part.start : part.end])
     part = part._replace(kind=0)
-    modulated: Tensor = normed * (1 + _of(by_time, part, 1)) + _of(by_time, part, 0)
+    modulated: Tensor = normed * (1 + modulation_of(by_time, part, 1)) + modulation_of(by_time, part, 0)
     return modulated.float()

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm, interpolate
+from torch.nn.functional import interpolate
 from torchvision.ops import deform_conv2d
 from transformers.models.swin.configuration_swin import SwinConfig
 from transformers.models.swin.modeling_swin import SwinBackbone, SwinRelativePositionBias
 
 from serve_app.models.families.family import ImageModelFamily, Located
+from serve_app.models.families.vision.batch_norm import FixedBatchNorm
 from serve_app.models.files.layout import Place, Table, places
 from serve_app.models.files.tensors import Tensors
 
@@ -163,18 +164,6 @@ def _sized(x: Tensor, size: Sequence[int]) -> Tensor:
     return interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
-class _Norm(nn.Module):
-    """A batch norm by what the training found, which are parameters here: they go where weights go."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        self.running_mean, self.running_var = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
-
-
 class _Deformable(nn.Module):
     """A convolution that says itself where it reads each of its places, and how much of it; normalised."""
 
@@ -187,7 +176,7 @@ class _Deformable(nn.Module):
         # No convolution of torch's: the weights of those may be packed, and this one's are read as they are.
         self.atrous_conv.regular_conv = nn.Module()
         self.atrous_conv.regular_conv.weight = nn.Parameter(torch.empty(writes, reads, kernel, kernel))
-        self.bn = _Norm(writes)
+        self.bn = FixedBatchNorm(writes)
 
     def forward(self, x: Tensor) -> Tensor:
         own: Any = self.atrous_conv
@@ -204,10 +193,10 @@ class _Pyramid(nn.Module):
         super().__init__()
         self.aspp1 = _Deformable(width, POOLED, 1)
         self.aspp_deforms = nn.ModuleList(_Deformable(width, POOLED, kernel) for kernel in KERNELS)
-        pooled = (nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, POOLED, 1, bias=False), _Norm(POOLED), nn.ReLU())
+        pooled = (nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, POOLED, 1, bias=False), FixedBatchNorm(POOLED), nn.ReLU())
         self.global_avg_pool = nn.Sequential(*pooled)
         self.conv1 = nn.Conv2d(POOLED * (2 + len(KERNELS)), width, 1, bias=False)
-        self.bn1 = _Norm(width)
+        self.bn1 = FixedBatchNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         mean = self.global_avg_pool(x).expand(-1, -1, *x.shape[2:])
@@ -221,9 +210,9 @@ class _Block(nn.Module):
 
     def __init__(self, reads: int, writes: int) -> None:
         super().__init__()
-        self.conv_in, self.bn_in = nn.Conv2d(reads, INSIDE, 3, padding=1), _Norm(INSIDE)
+        self.conv_in, self.bn_in = nn.Conv2d(reads, INSIDE, 3, padding=1), FixedBatchNorm(INSIDE)
         self.dec_att = _Pyramid(INSIDE)
-        self.conv_out, self.bn_out = nn.Conv2d(INSIDE, writes, 3, padding=1), _Norm(writes)
+        self.conv_out, self.bn_out = nn.Conv2d(INSIDE, writes, 3, padding=1), FixedBatchNorm(writes)
 
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor = self.bn_out(self.conv_out(self.dec_att(self.bn_in(self.conv_in(x)).relu())))
@@ -255,7 +244,7 @@ class _Decoder(nn.Module):
         for number, reads, extra, wrote in zip(range(STAGES, 0, -1), widths, beside, writes, strict=False):
             self.add_module(f"decoder_block{number}", _Block(reads + extra, wrote))
             if number > 1:
-                gate = (nn.Conv2d(wrote, GATED, 3, padding=1), _Norm(GATED), nn.ReLU())
+                gate = (nn.Conv2d(wrote, GATED, 3, padding=1), FixedBatchNorm(GATED), nn.ReLU())
                 self.add_module(f"gdt_convs_{number}", nn.Sequential(*gate))
                 self.add_module(f"gdt_convs_attn_{number}", nn.Sequential(nn.Conv2d(GATED, 1, 1)))
                 lateral = nn.Module()

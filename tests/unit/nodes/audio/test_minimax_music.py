@@ -13,7 +13,7 @@ from serve_app.errors import NodeError
 from serve_app.nodes.audio.latents import vae_decode_audio_tiled
 from serve_app.nodes.audio.minimax_music import empty_minimax_music3_latent_audio, minimax_music3_text_encode
 from serve_app.recipe.recipe import Recipe
-from serve_app.values import GenerationRequest, SoundTiling
+from serve_app.values import Conditioning, GenerationRequest, SoundTiling
 
 CLIP = Recipe("clip", "text_encoders", "a.safetensors")
 
@@ -25,9 +25,9 @@ class Writing:
         self.frames = frames
         self.asked: list[Any] = []
 
-    async def write_song(self, clip: Recipe, request: GenerationRequest) -> Tensor:
+    async def write_song(self, clip: Recipe, request: GenerationRequest) -> Conditioning:
         self.asked.append(request)
-        return torch.ones(1, self.frames, 16)
+        return [(torch.ones(1, self.frames, 16), {})]
 
     async def family(self, recipe: Recipe) -> Any:
         return SimpleNamespace(output_rate=44100)

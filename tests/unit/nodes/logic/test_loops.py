@@ -131,10 +131,15 @@ async def test_previews_inside_a_loop_are_sent_each_iteration_under_their_own_no
     replica, asked = Replica(), task(CLASSES, "end", "show", **nodes)
     await replica.run(asked)
     shown = [(replica.origins.get(node_id), ui["text"]) for node_id, ui in replica.finished_nodes if ui]
-    assert sorted(text for _, text in shown) == [[5], [6], [7]]
+    assert [text for _, text in shown] == [[5], [6], [7]], "in the order of iterations"
     assert {origin.display for origin, _ in shown if origin is not None} == {"show"}
     assert replica.value(asked, "end") == []
     assert replica.blocked_nodes == []
+
+
+async def test_a_value_in_order_is_what_it_is() -> None:
+    nodes: dict[str, Any] = {"range": ("Range", {"n": 3}), "one": ("Constant", {"value": 1})}
+    assert await run(**nodes, end=("LoopInOrder", {"value": ["range", 0], "after": ["one", 0]})) == [0, 1, 2]
 
 
 async def test_an_end_without_a_start_is_refused() -> None:

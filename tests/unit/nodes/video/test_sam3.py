@@ -25,7 +25,7 @@ class Runtime:
 
     asked: Any = None
 
-    async def segment(self, backbone: Recipe, request: Detection | Tracking) -> Any:
+    async def search(self, backbone: Recipe, request: Detection | Tracking) -> Any:
         self.asked = request
         if isinstance(request, Tracking):
             return {"packed_masks": None, "n_frames": len(request.images), "scores": []}

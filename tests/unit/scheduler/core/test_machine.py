@@ -6,7 +6,7 @@ from unittest.mock import ANY
 
 from serve_app.events import Failure
 from serve_app.graph.plan import Task
-from serve_app.scheduler.core.demand import Demand
+from serve_app.scheduler.core.demand import Demand, replicas_by_count
 from serve_app.scheduler.core.events import (
     CancelAsked,
     JobRefused,
@@ -212,6 +212,20 @@ def test_a_suspect_waits_for_a_replica_to_clear_and_others_are_kept_off_it():
     assert assigned(script.job("d", seed=4)) == []
     [(_, alone)] = assigned(script.run("r9", earlier))
     assert alone.id.job_id == "a"
+
+
+def test_a_suspect_is_demand_for_a_replica_of_its_own_and_takes_it_at_once():
+    script = Script()
+    script.replica("r1", slots=4)
+    script.job("long", seed=1)
+    assert assigned(script.job("a", seed=2, losses=SHARED_LOSSES)) == []
+    assert replicas_by_count(script.machine.backlog("gpu"), slots=4) == 2
+    [(name, alone)] = assigned(script.replica("r2", slots=4))
+    assert (name, alone.id.job_id) == ("r2", "a")
+    # It keeps its replica's other slots, so that none is ended under it.
+    assert replicas_by_count(script.machine.backlog("gpu"), slots=4) == 2
+    script.run("r2", alone)
+    assert replicas_by_count(script.machine.backlog("gpu"), slots=4) == 1
 
 
 def test_a_suspect_goes_on_once_the_one_before_it_has_left_another_pool():

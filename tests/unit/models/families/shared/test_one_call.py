@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -217,3 +218,18 @@ def test_the_one_transformer_whose_host_has_to_wait_in_between_is_known() -> Non
     assert isinstance(waits, OneCall)
     assert not waits.padded
     assert waits.variant([]) is None
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("net", [net for net in NETS if net.startswith("sd3")])
+def test_positions_are_read_before_later_layers_weights_may_take_their_place(net: str) -> None:
+    """Weights that stream share two slots, and the table of positions belongs to a layer that is not called."""
+    family: Any = FAMILIES[net]
+    network, rows = copy.deepcopy(module(net)), [row(net, 1)]
+    expected = family.run(network, rows, family.call_inputs(network, rows))
+
+    def overwrite(*_: Any) -> None:
+        network.pos_embed.pos_embed.fill_(torch.nan)
+
+    network.time_text_embed.text_embedder.register_forward_pre_hook(overwrite)
+    assert torch.equal(family.run(network, rows, family.call_inputs(network, rows)), expected)

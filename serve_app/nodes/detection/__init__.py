@@ -1,0 +1,1 @@
+"""The nodes that find objects and people's poses in images, and draw poses."""
