@@ -93,7 +93,7 @@ class Follower:
             sharded = order.part.degree > 1
             stack.enter_context(uninterrupted(network.family.dispatches))
             stack.enter_context(sharded_over(self._group.sequence(order.part.degree)))
-            return network.run(replace(call, variant=None) if sharded else call)
+            return network.run(replace(call, variant=None) if sharded or network.shards is not None else call)
 
 
 def _shards_weights(order: PartOrder) -> bool:

@@ -122,14 +122,13 @@ class Leader:
     def repeated(self, network: LoadedNetwork, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for rows that one rank computes, as of strict jobs, with weights that all have.
 
-        All compute the same, as they gather the weights together. Errors: NodeError for rows with GLIGEN and the like,
-        which only this rank could compute.
+        All compute the same, as they gather the weights together. Errors: NodeError for rows that only this rank could
+        compute, for which `Needs.fitted` shards no weights.
         """
         if not self.computes(network.family, [replace(row, exclusive=False) for row in rows]):
             raise NodeError(
                 f"the weights of {network.family.title} are sharded over the {self.size} devices of this replica, and "
-                "what changes its layers here, such as GLIGEN, needs them on one; `shard_weights: false` of the pool "
-                "streams them from host memory instead"
+                "what changes its layers here needs them on one; set `shard_weights: false` for the pool"
             )
         count = sum(row.count for row in rows)
         parts = repeated([Part(range(count), 0, 1)], self.size)

@@ -60,7 +60,7 @@ class Activations:
         0 for a run that cannot be counted. latents, factor: as in a SamplingRequest. Errors: ModelFileError.
         """
         outline = partial(self._outlines.outline, backbone, files)
-        rows = latents if self._are_together(backbone, files) else latents[:1]
+        rows = latents if self.are_together(backbone, files) else latents[:1]
         windows = backbone.last(ContextWindows)
         of_rows = files.key, *(part.shape for part in parts_of(rows)), bool(rows.any()), factor, windows
         largest = 0
@@ -74,8 +74,8 @@ class Activations:
             largest = max(largest, self._counted[key])
         return largest
 
-    def _are_together(self, backbone: Recipe, files: WeightFiles) -> bool:
-        """Whether all rows of a run go into one forward."""
+    def are_together(self, backbone: Recipe, files: WeightFiles) -> bool:
+        """Whether all rows of a run go into one forward, as they depend on each other. Errors: ModelFileError."""
         if backbone.last(ModelControl) is not None or backbone.last(PackFunctions) is not None:
             return True
         if files.key not in self._of_frames:

@@ -116,11 +116,6 @@ def stream_share(nbytes: int, other_bytes: int, budget_bytes: int, left_bytes: i
     return share if nbytes > share * budget_bytes else None
 
 
-def fits_sharded(device_bytes: int, budget_bytes: int) -> bool:
-    """Whether a rank's part of a sharded network leaves as much of the weight budget as one that streams."""
-    return device_bytes <= LARGEST_SHARE * budget_bytes // SHARES
-
-
 def largest_forward(nbytes: int, other_bytes: int, budget_bytes: int, forwards_bytes: int) -> int:
     """Return the bytes of the largest forward that has room, beside a network that streams as far as it can.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -13,7 +13,6 @@ from serve_app.models.weights.loading import Loader
 from serve_app.models.weights.memory_plan import (
     CELL_BYTES,
     Room,
-    fits_sharded,
     largest_forward,
     stream_share,
     weights_left,
@@ -23,7 +22,7 @@ from serve_app.models.weights.residency import Residency
 from serve_app.models.weights.sharded_blocks import shard_sizes
 from serve_app.nested_tensor import Samples
 from serve_app.recipe.controls import ModelControl
-from serve_app.recipe.pack_functions import PackFunctions
+from serve_app.recipe.layers import LayerPatch
 from serve_app.recipe.recipe import Part, Recipe
 from serve_app.recipe.weights import Scale, Sharded, Streams
 from serve_app.store.models.catalog import Catalog
@@ -70,7 +69,8 @@ class Needs:
         On several ranks it is sharded where they shall, or where it would stream and its parts fit. activation_bytes:
         of a forward.
         """
-        if self._shards(backbone):
+        shards = self._may_shard(backbone, others)
+        if shards is True:
             return backbone.with_patch(Sharded())
         if self._device.type != "cuda":
             return backbone
@@ -78,23 +78,24 @@ class Needs:
         nbytes, beside = self._sizes_with(backbone, others)
         left = weights_left(budget, self._residency.forwards_bytes, activation_bytes)
         share = stream_share(nbytes, beside, budget, left)
+        if share is None:
+            return backbone
+        sharded = backbone.with_patch(Sharded())
+        if shards and self.device_bytes(sharded, self.files(sharded)[0]) <= share * budget:
+            return sharded
         alone = stream_share(nbytes, 0, budget)
-        return backbone if share in (None, alone) else backbone.with_patch(Streams(share))
+        return backbone if share == alone else backbone.with_patch(Streams(share))
 
-    def _shards(self, backbone: Recipe) -> bool:
-        """Whether the ranks have a backbone's weights in parts."""
-        if self._ranks is None or self._ranks.shards_weights is False:
+    def _may_shard(self, backbone: Recipe, others: Sequence[Recipe]) -> bool | Literal["auto"]:
+        """Return whether ranks have a backbone's weights in parts; never where rank 0 alone could run its forwards."""
+        if self._ranks is None or self._ranks.shards_weights is False or backbone.part != "backbone":
             return False
-        # These run on this rank alone.
-        if backbone.all(PackFunctions | ModelControl):
+        # GLIGEN is a model patch of the texts.
+        if backbone.all(LayerPatch) or any(other.part == "model_patch" for other in others):
             return False
-        if self._ranks.shards_weights is True:
-            return True
-        if self._device.type != "cuda":
+        if self._activations.are_together(backbone, part_files(self._catalog, backbone)):
             return False
-        sharded, budget = backbone.with_patch(Sharded()), self._residency.budget_bytes
-        streams = stream_share(self.part_bytes(backbone, self.files(backbone)[0]), 0, budget) is not None
-        return streams and fits_sharded(self.device_bytes(sharded, self.files(sharded)[0]), budget)
+        return self._ranks.shards_weights
 
     def room_with(self, backbone: Recipe, *others: Recipe) -> tuple[int, Callable[[int], int]]:
         """Return the bytes of the largest forward with a backbone and others at once: here, and by a card's bytes."""
