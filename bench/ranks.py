@@ -3,7 +3,8 @@
 The family's own forward runs on the meta device as one rank of several, with collectives that only count. So bytes and
 operations are those of the code, for published sizes. Times are a roofline's and no measurements: of each rank's
 kernels, and of what it sends, one after the other. `python -m bench.ranks` prints docs/scale.md's table of forwards,
-`--vae` that of video autoencoders, and `--overhead` what the path of ranks costs with one, beside a forward without it.
+`--vae` that of video autoencoders, `--weights` that of weights in parts, and `--overhead` what the path of ranks costs
+with one, beside a forward without it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -33,9 +35,11 @@ from serve_app.models.ranks.strips import Strips, strip_rows
 from serve_app.models.vae import pieces
 from serve_app.models.weights.memory_plan import PartPlan
 from serve_app.models.weights.roofline import CARDS, forward_s
+from serve_app.models.weights.sharded_blocks import shard_sizes, sharded_blocks
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.training import Discrete
 
+GIB = 2**30
 MIB = 2**20
 VIDEO_AXES = 5
 RESIDENT = PartPlan(0, 0)
@@ -105,6 +109,38 @@ def table() -> str:
             shown = " | ".join(f"{took:.2f} s, {one / took:.1f}" for took, one in zip(times, alone, strict=True))
             lines.append(f"| {case.name} | {size} | {by} | {sent / MIB:,.0f} | {expected / MIB:,.0f} | {shown} |")
     return "\n".join(lines)
+
+
+def weights_table() -> str:
+    """Return the table of weights that ranks have in parts, in Markdown."""
+    lines = [
+        "| forward | ranks | GiB of weights | GiB on each | GiB sent a rank | by formula | over NVLink, PCIe 4 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in CASES:
+        network = case.family.empty().to(torch.bfloat16)
+        whole = sum(weight.nbytes for weight in network.parameters())
+        rounds = _rounds(case, network)
+        for size in (2, 4, 8):
+            sizes = shard_sizes(network, None, size)
+            sent = rounds * sizes.sent_bytes
+            nvlink, pcie = (f"{sent / (REACHED * LINKS[link]):.2g} s" for link in ("nvlink", "pcie4"))
+            figures = (whole, sizes.device_bytes, sent, whole * (size - 1) / size)
+            shown = " | ".join(f"{figure / GIB:.2f}" for figure in figures)
+            lines.append(f"| {case.name} | {size} | {shown} | {nvlink}, {pcie} |")
+    return "\n".join(lines)
+
+
+def _rounds(case: Case, network: nn.Module) -> int:
+    """Return how often a forward gathers all blocks, if in the order in which it first uses them."""
+    used: list[int] = []
+    for number, block in enumerate(sharded_blocks(network, None)):
+        for layer in block.layers:
+            layer.register_forward_pre_hook(lambda layer, given, number=number: used.append(number))
+    cond, options = case.family.blank_text(case.words)
+    forward_cost(case.family, network, torch.empty(1, *case.latents, device="meta"), cond, options)
+    order = {number: at for at, number in enumerate(dict.fromkeys(used))}
+    return 1 + sum(order[later] < order[earlier] for earlier, later in pairwise(used))
 
 
 @dataclass(frozen=True)
@@ -216,5 +252,7 @@ def _row(family: Flux, number: int) -> Rows:
 if __name__ == "__main__":
     if "--overhead" in sys.argv:
         print(f"{overhead():.3f}")
+    elif "--weights" in sys.argv:
+        print(weights_table())
     else:
         print(vae_table() if "--vae" in sys.argv else table())

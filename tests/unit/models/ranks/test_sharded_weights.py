@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import torch
+from torch import Tensor
 
+from serve_app.errors import RankLostError, UnavailableError
 from serve_app.models.kernels.packing import weights_of
 from serve_app.models.ranks.leader import Leader
 from serve_app.models.weights.sharded_blocks import shard_sizes
@@ -18,8 +24,10 @@ from tests.unit.models.ranks.processes import drawn, run_ranks
 from tests.unit.models.ranks.processes import weights_of as weights_on
 from tests.unit.models.ranks.test_ranks import flat, job, write_models
 
-SIZES = (4, 2)
+SIZES = (3, 2)
 STEPS = 2
+KILLED_AT = 3
+"""The gathering in which another rank is killed."""
 TOKENS = ("flux4", "qwen4", "wan4", "zimage", "sd35", "krea2", "vace")
 """Transformers of which one row is drawn, whose tokens are shared too."""
 ONCE = ("qwen4", "wan4", "zimage")
@@ -50,11 +58,35 @@ def cases() -> dict[str, list[SamplingRequest]]:
         **{f"one row of {net}": [job(net)] for net in TOKENS},
         "in eight bits": [job("flux4", patch=Rounded("float8_e4m3fn"))],
         "a LoRA": [job("flux4", lora=0.7)],
+        "a LoRA on eight bits": [job("flux4", lora=0.7, patch=Rounded("float8_e4m3fn"))],
         "with a negative": [job("qwen4", 3.0)],
         "rows of a UNet, fewer than ranks": [job("sample", 3.0, words=5)],
         "three rows and a mask": [job("flux4", rows=3, noise_mask=half)],
         "texts of two lengths, with and without a LoRA": [job("flux4", words=3), job("flux4", words=9, lora=0.5)],
     }
+
+
+def lose(models: Path, leader: Leader) -> tuple[str, str]:
+    """Return what is said of a job while whose blocks are gathered the other rank is killed, and afterwards."""
+    gather, gathers = leader.group.weights.gather, count(1)
+    own, parent = os.getpid(), psutil.Process().parent()
+    assert parent is not None
+
+    def killing(part: Tensor, whole: Tensor) -> Callable[[], None]:
+        if next(gathers) == KILLED_AT:
+            for other in parent.children():
+                if other.pid != own:
+                    other.kill()
+        return gather(part, whole)
+
+    weights = weights_on(models, Leader(leader.group, shards_weights=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leader.group.weights, "gather", killing)
+        with pytest.raises(UnavailableError) as lost:
+            drawn(weights, [job("flux4")])
+    with pytest.raises(RankLostError) as again:
+        leader.group.hear("forwards", 1)
+    return str(lost.value), str(again.value)
 
 
 def lead(models: Path, leader: Leader) -> Found:
@@ -89,9 +121,14 @@ def lead(models: Path, leader: Leader) -> Found:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Found]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = tmp_path_factory.mktemp("sharded") / "models"
     write_models(models)
+    return models
+
+
+@pytest.fixture(scope="module")
+def found(models: Path) -> dict[int, Found]:
     answered: dict[int, Any] = run_ranks(models.parent, SIZES, lead)
     return answered
 
@@ -108,8 +145,8 @@ def test_all_blocks_are_gathered_in_each_forward_and_once_where_they_follow_each
     found: dict[int, Found], size: int
 ) -> None:
     rounds = {name: case.gathered / case.expected / STEPS for name, case in found[size].cases.items()}
-    # Of networks as small as these a block may be one layer, of which some take turns.
-    assert {name: many for name, many in rounds.items() if many != int(many)} == {}
+    # Of networks as small as these a block may be one layer, of which some take turns, in the first forward most.
+    assert {name: many for name, many in rounds.items() if many < 1} == {}
     assert {f"one row of {net}": rounds[f"one row of {net}"] for net in ONCE} == {
         f"one row of {net}": 1 for net in ONCE
     }
@@ -119,4 +156,10 @@ def test_all_blocks_are_gathered_in_each_forward_and_once_where_they_follow_each
 def test_a_rank_holds_its_part_of_the_blocks_and_two_slots(found: dict[int, Found], size: int) -> None:
     seen = found[size]
     assert seen.on_device == seen.device_bytes
-    assert seen.device_bytes < seen.whole_bytes * (0.85 if size == 2 else 0.65)
+    assert seen.device_bytes < seen.whole_bytes * 0.85
+
+
+def test_a_rank_that_is_killed_while_blocks_are_gathered_ends_the_replica_and_no_job(models: Path) -> None:
+    lost, again = run_ranks(models.parent, (2,), lose)[2]
+    assert lost == "the engine has closed"
+    assert again.startswith("another rank of this replica is lost: ")
