@@ -16,9 +16,15 @@ from torch import Tensor
 from serve_app.errors import RankLostError, UnavailableError
 from serve_app.models.kernels.packing import weights_of
 from serve_app.models.ranks.leader import Leader
+from serve_app.models.weights.needs import Needs
+from serve_app.models.weights.recipes import part_files
+from serve_app.models.weights.residency import Residency
 from serve_app.models.weights.sharded_blocks import shard_sizes
+from serve_app.recipe.layers import SparseAttention
+from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.weights import Rounded, Sharded
 from serve_app.sampling.request import SamplingRequest
+from serve_app.store.models.catalog import Catalog
 from tests.unit.engine.mixes import relative_error
 from tests.unit.models.ranks.processes import drawn, run_ranks
 from tests.unit.models.ranks.processes import weights_of as weights_on
@@ -42,13 +48,16 @@ class Case(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What rank 0 says. device_bytes, on_device: of its weights, counted by the planner and by its tensors."""
+    """What rank 0 says. device_bytes, on_device: of its weights, counted by the planner and by its tensors.
+
+    fitted: the kinds of patches by which a backbone fits a card."""
 
     cases: dict[str, Case]
     whole_bytes: int
     device_bytes: int
     on_device: int
     strict: bool
+    fitted: dict[str, tuple[type, ...]]
 
 
 def cases() -> dict[str, list[SamplingRequest]]:
@@ -89,6 +98,32 @@ def lose(models: Path, leader: Leader) -> tuple[str, str]:
     return str(lost.value), str(again.value)
 
 
+def fitted(models: Path, leader: Leader) -> dict[str, tuple[type, ...]]:
+    """Return the patches by which a backbone of job flux4 fits cards, as "auto" has it."""
+    loader, recipe = weights_on(models).loader, job("flux4").guider.backbone
+
+    def patches(
+        budget_bytes: int, leader: Leader, recipe: Recipe = recipe, *others: Recipe, device: str = "cuda"
+    ) -> tuple[type, ...]:
+        residency = Residency(budget_bytes, 0)
+        needs = Needs(Catalog(models), torch.device(device), loader, residency, leader, leader.size)
+        return tuple(type(patch) for patch in needs.fitted(recipe, *others).patches)
+
+    whole = Needs(Catalog(models), torch.device("cpu"), loader, Residency(0, 0)).part_bytes(
+        recipe, part_files(Catalog(models), recipe)
+    )
+    sharing = Leader(leader.group, shards_weights=True)
+    return {
+        "room for all": patches(2 * whole, leader),
+        "room for parts": patches(int(0.99 * whole), leader),
+        "no room for parts": patches(whole // 8, leader),
+        "not in parts": patches(int(0.99 * whole), Leader(leader.group, shards_weights=False)),
+        "with a patch of layers": patches(int(0.99 * whole), leader, recipe.with_patch(SparseAttention("vsa", 50))),
+        "all": patches(0, sharing, device="cpu"),
+        "with GLIGEN": patches(0, sharing, recipe, Recipe("model_patch", "model_patches", "none"), device="cpu"),
+    }
+
+
 def lead(models: Path, leader: Leader) -> Found:
     """Return what becomes of each case on ranks that have weights in parts."""
     sharing = Leader(leader.group, shards_weights=True)
@@ -117,7 +152,7 @@ def lead(models: Path, leader: Leader) -> Found:
     before = leader.sent.exchanged + leader.sent.gathered
     first, again = (flat(drawn(together, [job("qwen4")], strict=True)[0]) for _ in range(2))
     assert leader.sent.exchanged + leader.sent.gathered == before, "a strict job's tokens are not shared"
-    return Found(found, whole, planned, on_device, torch.equal(first, again))
+    return Found(found, whole, planned, on_device, torch.equal(first, again), fitted(models, leader))
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +198,8 @@ def test_a_rank_that_is_killed_while_blocks_are_gathered_ends_the_replica_and_no
     lost, again = run_ranks(models.parent, (2,), lose)[2]
     assert lost == "the engine has closed"
     assert again.startswith("another rank of this replica is lost: ")
+
+
+def test_weights_are_in_parts_where_they_would_stream_and_all_ranks_can_compute(found: dict[int, Found]) -> None:
+    sharded = {case for case, patches in found[SIZES[0]].fitted.items() if Sharded in patches}
+    assert sharded == {"room for parts", "all"}
