@@ -142,8 +142,8 @@ def lead(models: Path, leader: Leader) -> Found:
     recipe = job("qwen4").guider.backbone
     sharded = recipe.with_patch(Sharded())
     with together.open(sharded) as hold:
-        network = together.backbone(sharded, hold).network
-        shards = network.shards
+        held = together.backbone(sharded, hold).network
+        shards = held.shards
         assert shards is not None
         tensors = [*weights_of(shards.resident), *shards.parts, *shards.slots]
         on_device = sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
