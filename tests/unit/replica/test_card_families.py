@@ -221,14 +221,12 @@ BETWEEN = ("film_net", "rife")
 """Networks that make frames between two."""
 EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *SOUNDS, *OF_NO_FILE, *SEEING, *BETWEEN}
 """Workflows of which no forward need be captured: the host reads HiDream's, templates take two steps, others none."""
-UNSEEN = {"audio_minimax_music_3", "audio_yue2_text2music"}
-"""Sounds that are not made on the card double."""
 PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{files.network: partial(drawing, files) for files in FILES},
     **{name: partial(prompt, 1, name, STEPS) for name in CHECKPOINTS},
     **{name: partial(of_template, name) for name in TEMPLATES},
     **{name: partial(small_ltx, name) for name in ("video_ltx2_t2v_distilled", "video_ltx2_5_i2v")},
-    **{name: partial(short_sound, name) for name in SOUNDS if name not in UNSEEN},
+    **{name: partial(short_sound, name) for name in SOUNDS},
     **{name: partial(seen, name) for name in SEEING},
     **{name: partial(between, name) for name in BETWEEN},
     "seedvr2": sharp,
@@ -292,6 +290,8 @@ SHOWN: Mapping[str, str] = {
     "video_ltx2_t2v_distilled": "Gemma3Text Ltx2 Ltx2AudioVae Ltx2Projection Ltx2Text Ltx2Upscaler Ltx2Vae",
     "video_ltx2_5_i2v": "Gemma4Text Ltx25Text Ltx25Vae",
     "audio_ace_step_1_5_checkpoint": "AceStep15 AceStep15Vae AceStepText",
+    "audio_minimax_music_3": "MiniMaxMusic3 MiniMaxMusic3Text MiniMaxMusic3Vae",
+    "audio_yue2_text2music": "YuE2 YuE2Text YuE2Vae",
     "audio_stable_audio_3_medium": "SameVae StableAudio3 T5GemmaText",
     "utility_depth_anything3_image_depth_estimation": "DepthAnything3",
     "utility_moge_depth_estimation": "MoGe",
@@ -313,10 +313,6 @@ NOT_SHOWN: Mapping[str, str] = {
     "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
     **dict.fromkeys(("RtDetr4", "SdPose"), "it looks at pictures of one large size, which take a processor long"),
     **dict.fromkeys(("Sam31", "Sam3Text"), "it segments images and samples none, so that no workflow draws with it"),
-    **dict.fromkeys(
-        ("MiniMaxMusic3", "MiniMaxMusic3Text", "MiniMaxMusic3Vae"), "its workflow does not pass on the card double yet"
-    ),
-    **dict.fromkeys(("YuE2", "YuE2Text", "YuE2Vae"), "its workflow was not run on the card double yet"),
     "StableAudioOpenVae": "AceStep15Vae is the same at another rate",
 }
 """Families that no workflow here loads, and why."""
