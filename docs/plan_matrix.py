@@ -171,6 +171,7 @@ SDXL = Sdxl((320, 640, 1280), (2, 2, 2), (0, 2, 10), 10, 2048, linear=True, vect
 REFINER = SdxlRefiner((384, 768, 1536, 1536), (2,) * 4, (0, 4, 4, 0), 4, 1280, linear=True, vector_dim=1280 + 5 * 256)
 SD15 = Sd((320, 640, 1280, 1280), (2,) * 4, (1, 1, 1, 0), 1, 768)
 UNCLIP = Unclip((320, 640, 1280, 1280), (2,) * 4, (1, 1, 1, 0), 1, 1024, linear=True, vector_dim=2048)
+SVD = Svd((320, 640, 1280, 1280), (2,) * 4, (1, 1, 1, 0), 1, 1024, linear=True, concat_channels=4, vector_dim=768)
 SD35 = Sd3(width=2432, layers=38, text_width=4096, pooled_width=2048, side=192, normed=True)
 HIDREAM = HiDream(2560, doubles=16, singles=32, text_width=4096, states_width=4096, pooled_width=2048)
 QWEN = QwenImage(3072, 24, 60, 3584)
@@ -248,6 +249,8 @@ MODELS: Mapping[str, Planned] = {
     "Qwen-Image, fp8": Planned(QWEN, 8.3, 250, IMAGE, in_eight_bits, itemsize=1),
     "Qwen-Image, GGUF Q4_K": Planned(QWEN, 8.3, 250, IMAGE, in_q4_k, itemsize=0.5625),
     "Qwen-Image 2.1, 8 bits": Planned(QwenImage21(4096, 32, 32, 4096), 8.8, 650, IMAGE, in_eight_bits, itemsize=1),
+    # An image encoder, ViT-H, is its text encoder.
+    "Stable Video Diffusion, fp16": Planned(SVD, 0.63, 200, (Size(1024, 576, 14),)),
     "Wan 2.2 5B, fp16, UMT5 in fp8": Planned(Wan22(3072, 30, 14336, 4096, fed=48), 5.7, 1410, VIDEOS, itemsize=1),
     "Wan 14B, fp8": Planned(WAN, 5.7, 250, VIDEOS, in_eight_bits, itemsize=1),
     "Wan 14B, fp16": Planned(WAN, 5.7, 250, VIDEO),
@@ -283,7 +286,6 @@ NOT_PLANNED: Mapping[type[BackboneFamily], str] = {
     SdPose: "it finds poses in images and samples none; the network is that of SD 2.1",
     WanAnimate2: "the network is Wan 14B's for images; its pose video takes as much again",
     Lotus: "the network is that of SD 2.1 unCLIP but for one layer",
-    Svd: "its forward cannot be counted without numbers",
 }
 """Backbones that have no row, and why."""
 

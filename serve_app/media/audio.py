@@ -37,9 +37,15 @@ def decode_audio(data: bytes, what: str, pixels: int) -> Iterator[dict[str, Any]
         if not container.streams.audio or (stream := container.streams.audio[0]).codec_context is None:
             raise NodeError(f"{what} has no sound in it that can be read here")
         rate = int(stream.codec_context.sample_rate)
-        length = int(stream.duration * stream.time_base * rate) if stream.duration and stream.time_base else 0
-        yield {"rate": rate, "shape": [stream.channels, length]}
+        yield {"rate": rate, "shape": [stream.channels, int(_length_s(container, stream) * rate)]}
         yield from join_pieces(samples for samples, _, _ in audio_pieces(container, stream))
+
+
+def _length_s(container: Any, stream: Any) -> float:
+    """Return a stream's length in seconds by the file's head; 0 if it says none. Matroska has only the file's."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / 1_000_000
 
 
 def audio_pieces(container: Any, stream: Any) -> Iterator[tuple[Samples, float, int]]:

@@ -66,7 +66,7 @@ def load_sound(data: bytes, what: str, bounds: DecoderLimits, allow: Allow) -> t
     with decoding("sound", [data], what, bounds) as answers:
         said = _values(next(answers))
         rate = _allowed(said["rate"], what, bounds)
-        allow(1, *said["shape"])
+        _allow_length(allow, what, said["shape"][1] / rate if rate else 0.0, 1, *said["shape"])
         samples = _joined(answers, allow)
     if samples is None:
         raise NodeError(f"{what} has a sound without samples")
@@ -90,7 +90,8 @@ def video(
     with decoding("video", [data], what, bounds, **asdict(window)) as answers:
         known = Facts.of(_values(next(answers)))
         expected = int(window.within(known.duration_s) * known.frame_rate)
-        allow(expected if window or not known.frames else known.frames, known.height, known.width, 3)
+        count = expected if window or not known.frames else known.frames
+        _allow_length(allow, what, window.within(known.duration_s), count, known.height, known.width, 3)
         stack = _Stack(allow)
         rate = _values(_fill(stack, answers))["rate"]
         if not stack:
@@ -108,6 +109,14 @@ def load_rewritten(data: bytes, what: str, window: Window, style: Style, bounds:
     asked = {**asdict(window), "style": {**asdict(style), "text": dict(style.text)}}
     with decoding("rewrite", [data], what, bounds, **asked) as answers:
         return b"".join(answer for answer in answers if isinstance(answer, bytes))
+
+
+def _allow_length(allow: Allow, what: str, seconds: float, *shape: int) -> None:
+    """Refuse a file by the length that its head says, before it is decoded. Errors: NodeError, with the length."""
+    try:
+        allow(*shape)
+    except NodeError as error:
+        raise NodeError(f"{what} has {seconds:,.0f} s to read, and {error}") from None
 
 
 class _Stack:

@@ -53,6 +53,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield cluster
 
 
+@pytest.mark.parametrize("cluster", ["proxy", pytest.param("haproxy", marks=pytest.mark.long)], indirect=True)
 def test_up_uses_the_cluster_of_ray_address_and_withdraws_from_it(cluster: RayCluster):
     config = cluster.root / "up.yaml"
     config.write_text(yaml.safe_dump(cluster.config()))

@@ -33,6 +33,7 @@ from serve_app.store.models.kinds import refusal
 from serve_app.values import Conditioning, Detection, Tracking
 from tests.parity import sam3_cases as cases
 from tests.parity.figures import GOLDEN, MODULE_TOLERANCE, Figures, thinned
+from tests.unit.engine.card import CARD, Card
 
 FIGURES = Figures("sam3")
 KEYS = json.loads((GOLDEN / "sam3_keys.json").read_text())
@@ -62,11 +63,15 @@ def finished(work: Generator[tuple[int, int], None, Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path: Path = tmp_path_factory.mktemp("sam3") / MODEL.name
+    return loaded(tmp_path_factory.mktemp("sam3"), CPU)
+
+
+def loaded(folder: Path, device: torch.device) -> Runtime:
+    path = folder / MODEL.name
     save_file(cases.checkpoint(KEYS["net"]), path)
     family, network = Checkpoint(path).load("backbone")
     assert isinstance(family, Sam31)
-    move_to(network, CPU, torch.float32)
+    move_to(network, device, torch.float32)
     return Runtime(family, network)
 
 
@@ -125,6 +130,21 @@ def test_things_are_detected_as_in_comfyui(runtime: Any) -> None:
     assert differing < 1e-3, f"{differing:.1e} of the masks' cells differ"
     ours = torch.tensor([[list(box.values()) for box in of] for of in found])
     assert (ours - FIGURES["found"]).abs().max() < 1e-2
+
+
+@torch.inference_mode()
+def test_a_card_finds_what_a_cpu_does_beside_a_box(runtime: Any, tmp_path: Path) -> None:
+    boxes = [torch.tensor([cases.BOX])]
+    request = Detection(cases.images(1), several(), boxes, (), (), cases.THRESHOLD, refinements=0)
+    [ours] = finished(runtime.family.searched(runtime.network, request))
+    with Card().used():
+        on_card = loaded(tmp_path, CARD)
+        [found] = finished(on_card.family.searched(on_card.network, request))
+    assert ours.boxes
+    assert torch.tensor([list(box.values()) for box in found.boxes]).allclose(
+        torch.tensor([list(box.values()) for box in ours.boxes]), atol=1e-3
+    )
+    assert (found.masks != ours.masks).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -24,12 +27,32 @@ PICTURES = {
 """Templates that make pictures, and how many."""
 
 
+@contextmanager
+def looking_small() -> Iterator[None]:
+    """Have networks that look at pictures of one large size look at small ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BiRefNet, "image_size", BIREFNET_SIDE)
+        patch.setattr(SdPose, "image_size", SDPOSE_SIZE)
+        patch.setattr(RtDetr4, "image_size", RT_DETR_SIDE)
+        patch.setattr(RtDetr4, "queries", RT_DETR_QUERIES)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BiRefNet, "image_size", BIREFNET_SIDE)
-    monkeypatch.setattr(SdPose, "image_size", SDPOSE_SIZE)
-    monkeypatch.setattr(RtDetr4, "image_size", RT_DETR_SIDE)
-    monkeypatch.setattr(RtDetr4, "queries", RT_DETR_QUERIES)
+def _small() -> Iterator[None]:
+    with looking_small():
+        yield
+
+
+def finding_all() -> dict[str, Any]:
+    """Return a template's workflow of poses, in which networks that know nothing are sure enough of what they find."""
+    prompt = prompt_of("utility_sdpose_multi_person")
+    for node in prompt.values():
+        if node["class_type"] == "RTDETR_detect":
+            node["inputs"].update(threshold=0.0, class_name="all")
+        if node["class_type"] == "SDPoseDrawKeypoints":
+            node["inputs"]["score_threshold"] = 0.0
+    return prompt
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -79,14 +102,7 @@ async def test_a_template_makes_frames_between_those_of_a_video(tmp_path: Path) 
 
 
 async def test_a_template_draws_the_poses_of_people_that_are_found_in_a_picture(tmp_path: Path) -> None:
-    prompt = prompt_of("utility_sdpose_multi_person")
-    for node in prompt.values():
-        if node["class_type"] == "RTDETR_detect":
-            # A network that knows nothing is sure of nothing.
-            node["inputs"].update(threshold=0.0, class_name="all")
-        if node["class_type"] == "SDPoseDrawKeypoints":
-            node["inputs"]["score_threshold"] = 0.0
-    async with ran(prompt, tmp_path) as (client, outputs):
+    async with ran(finding_all(), tmp_path) as (client, outputs):
         drawn = [image for output in outputs.values() for image in output.get("images", ())]
         assert drawn
         picture = await client.get("/api/view", params=drawn[0])

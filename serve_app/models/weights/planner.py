@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from serve_app.errors import ModelFileError
 from serve_app.models.families import AceStep15, HunyuanVideo, MiniMaxMusic3, Sd, SeedVr2, StableAudio3, Wan, YuE2
 from serve_app.models.families.family import BackboneFamily
+from serve_app.models.families.unet.svd import Svd
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.forward_cost import META, ForwardCost, forward_cost
 from serve_app.models.kernels.packing import weights_of
@@ -98,9 +99,14 @@ class Model:
     added_bytes: int = 0
 
     def cost(self, size: Size) -> ForwardCost:
-        """Return the cost of a forward of one row. Errors: NodeError for a size that the model cannot make."""
+        """Return the cost of a forward of one row, or of all frames of a video where these are rows.
+
+        Errors: NodeError for a size that the model cannot make.
+        """
         cond, options = self.family.blank_text(TEXT_TOKENS)
         latents = size.latents(self.family.latent_format)
+        if self.family.rows_are_frames and isinstance(latents, Tensor):
+            latents = latents.expand(size.frames, *latents.shape[1:])
         options = {**options, **self.family.needed_options(latents)}
         return forward_cost(self.family, self.network, latents, cond, options)
 
@@ -212,6 +218,8 @@ def usual_size(family: BackboneFamily) -> Size:
             return Size(848, 480, 81)
         case Sd():
             return Size(512, 512)
+        case Svd():
+            return Size(1024, 576, 14)
         case StableAudio3() | AceStep15() | MiniMaxMusic3() | YuE2():
             return Size(0, 0, samples=120 * 44100)
         case SeedVr2():

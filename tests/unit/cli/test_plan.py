@@ -18,6 +18,7 @@ from serve_app.models.families.family import Family
 from serve_app.models.families.text.t5 import T5Text
 from serve_app.models.files.layout import reverse, translate
 from tests.parity import control_files, tiled_cases
+from tests.templates import tiny
 from tests.unit.models.sample import write_sample_checkpoint
 
 NAMES = {"bf16": "BF16", "fp8": "F8_E4M3"}
@@ -81,6 +82,17 @@ def test_a_video_that_does_not_fit_says_what_would(tmp_path: Path, capsys: pytes
     frames = re.search(r"what would fit: 1280×720, (\d+) frames or a card of 16 GB", text)
     assert frames is not None
     assert run(capsys, wan, "--gpu", "8G", "--ram", "32G", *size, "--frames", frames[1])[0] == 0
+
+
+def test_a_video_whose_frames_are_rows_of_one_forward_is_counted_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    svd = tmp_path / "svd.safetensors"
+    save_file(dict(tiny.svd_checkpoint()), svd)
+    asked = svd, "--gpu", "8G", "--ram", "16G", "--json"
+    usual, fewer = (json.loads(run(capsys, *asked, *frames)[1]) for frames in ((), ("--frames", "7")))
+    assert usual["size"] == {"width": 1024, "height": 576, "frames": 14, "samples": 0}
+    assert 1.9 < usual["job"]["activation_bytes"] / fewer["job"]["activation_bytes"] < 2.1
 
 
 def test_what_is_beside_the_network_is_in_the_account(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,6 +148,9 @@ _WHOLE = {
 }  # fmt: skip
 """Operations that a card has a kernel for, though torch could take them apart."""
 
+_WIDENED = {f"_upsample_{way}2d_aa" for way in ("bilinear", "bicubic")}
+"""Operations that a card's kernels do in half precision and a CPU's do not: these do them on wider numbers."""
+
 _READS = {
     "_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim",
     "_linalg_check_errors",
@@ -264,7 +267,8 @@ class Card(TorchDispatchMode):
         if to_card:
             kwargs["device"] = _CPU
         wrappers = {id(leaf.held): leaf for leaf in mine}
-        work = partial(func, *_mapped(args, _held), **{key: _mapped(value, _held) for key, value in kwargs.items()})
+        kernel = partial(_widened, func) if name in _WIDENED else func
+        work = partial(kernel, *_mapped(args, _held), **{key: _mapped(value, _held) for key, value in kwargs.items()})
         wrapped = _mapped(work(), lambda leaf: _wrapped(leaf, wrappers))
         self._place(name, func, mine, wrapped, work)
         return wrapped
@@ -403,6 +407,12 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 def _numbered(value: Any) -> Any:
     return CARD if isinstance(value, torch.device) and value == _UNNUMBERED else value
+
+
+def _widened(func: Any, numbers: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return what an operation makes of numbers, in their dtype, computed in single precision."""
+    made: Tensor = func(numbers.float(), *args, **kwargs)
+    return made.to(numbers.dtype)
 
 
 def _held(value: Any) -> Any:

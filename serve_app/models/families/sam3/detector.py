@@ -36,6 +36,7 @@ from serve_app.models.families.sam3.layers import (
     waves,
     with_sdpa,
 )
+from serve_app.sampling.transfer import to_device
 
 POOLED = 7
 """Cells along a side of a box's features."""
@@ -116,7 +117,8 @@ class Geometry(nn.Module):
     def _of_boxes(self, features: Tensor, boxes: Tensor) -> Tensor:
         height, width = features.shape[-2:]
         normed = maps_of(self.img_pre_norm(tokens_of(features)), features)
-        corners = box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
+        sides = to_device(torch.tensor([width, height, width, height], dtype=boxes.dtype), boxes.device)
+        corners = box_convert(boxes, "cxcywh", "xyxy") * sides
         pooled = self.boxes_pool_project(roi_align(normed, [corners], POOLED)).flatten(1)
         x, y, across, down = boxes.unbind(-1)
         half = features.shape[1] // 2

@@ -88,10 +88,11 @@ def _in_image(
         pyramid = network.vision.pyramid("convs", seen)
     for text, most in texts:
         made = network.detector(pyramid, text, boxes)
-        scores = made.scores.sigmoid()
+        # The host waits for the two of them, and for no single one.
+        scores, corners = made.scores.sigmoid().cpu(), made.boxes.cpu()
         best = [int(one) for one in scores.argsort(descending=True)[:most] if scores[one] > request.threshold]
         for one in best:
-            left, top, right, bottom = (made.boxes[one] * made.boxes.new_tensor([width, height] * 2)).tolist()
+            left, top, right, bottom = (corners[one] * corners.new_tensor([width, height] * 2)).tolist()
             found.append(
                 {"x": left, "y": top, "width": right - left, "height": bottom - top, "score": float(scores[one])}
             )

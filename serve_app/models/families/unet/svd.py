@@ -83,6 +83,14 @@ class Svd(Unet):
         made: nn.Module = unet
         return made
 
+    def empty(self) -> nn.Module:
+        # Diffusers makes the shares of space and time of lists, which the default device does not place.
+        return super(Svd, self).empty().to("meta")
+
+    def blank_text(self, tokens: int) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return a conditioning of the image that a video begins with, which is one token, without numbers."""
+        return torch.empty(1, 1, self.context_dim, device="meta"), {}
+
     def training(self, file: File, names: Mapping[str, str]) -> Training:
         return ContinuousEdm("v_prediction", sigma_max=700.0, sigma_min=0.002)
 
