@@ -73,10 +73,10 @@ class PoolConfig(Section):
     auto: devices that are left over also divide the tokens of a row, in families that can: by Ulysses if they divide
     the attention heads, else by gathering keys and values. ulysses: never by gathering. Pictures differ by rounding.
     """
-    shard_weights: Literal["auto"] | bool = "auto"
+    shard_weights: Literal["auto"] | bool = False
     """Whether each of those devices has a part of a backbone's weights, and gathers each block's as it is needed.
 
-    auto: of backbones that would stream from host memory on one device, if their parts fit. Never with functions of
+    Not run on GPUs yet. auto: of backbones that would stream from host memory on one device, if their parts fit. Never with functions of
     node packs, model patches, GLIGEN, patches of layers such as FreeU, and Stable Video Diffusion.
     """
     spans_hosts: bool = False
@@ -239,7 +239,7 @@ class PoolConfig(Section):
         if self.devices_per_replica == 1:
             if self.parallel != "auto":
                 raise ValueError(f"pool {self.name}: parallel is for a pool with devices_per_replica of 2 or more")
-            if self.shard_weights != "auto":
+            if self.shard_weights:
                 raise ValueError(f"pool {self.name}: shard_weights is for a pool with devices_per_replica of 2 or more")
             if self.spans_hosts:
                 raise ValueError(f"pool {self.name}: spans_hosts is for a pool with devices_per_replica of 2 or more")

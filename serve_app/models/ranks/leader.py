@@ -128,7 +128,7 @@ class Leader:
         if not self.computes(network.family, [replace(row, exclusive=False) for row in rows]):
             raise NodeError(
                 f"the weights of {network.family.title} are sharded over the {self.size} devices of this replica, and "
-                "what changes its layers here needs them on one; set `shard_weights: false` for the pool"
+                "what changes its layers here needs them on one; leave `shard_weights` out for the pool"
             )
         count = sum(row.count for row in rows)
         parts = repeated([Part(range(count), 0, 1)], self.size)
