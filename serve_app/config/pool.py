@@ -76,8 +76,8 @@ class PoolConfig(Section):
     shard_weights: Literal["auto"] | bool = False
     """Whether each of those devices has a part of a backbone's weights, and gathers each block's as it is needed.
 
-    Not run on GPUs yet. auto: of backbones that would stream from host memory on one device, if their parts fit. Never with functions of
-    node packs, model patches, GLIGEN, patches of layers such as FreeU, and Stable Video Diffusion.
+    Not run on GPUs yet. auto: of backbones that would stream from host memory on one device, if their parts fit. Never
+    with functions of node packs, model patches, GLIGEN, patches of layers such as FreeU, and Stable Video Diffusion.
     """
     spans_hosts: bool = False
     """Whether those devices may be on several hosts, for models of which a host has too few devices.

@@ -81,7 +81,7 @@ class Models:
         """Of what is held."""
         held_now = self.weights.residency.resident.values()
         found = (resident.loaded.streaming for resident in held_now if resident.base is None)
-        return [streaming for streaming in found if streaming is not None]
+        return [streaming for streaming in found if isinstance(streaming, Streaming)]
 
 
 def rows(recipe: Recipe, shape: tuple[int, ...], conditioning: Any) -> Callable[[Models], list[Tensor]]:
