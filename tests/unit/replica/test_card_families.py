@@ -40,7 +40,7 @@ from tests.unit.replica.test_card_replicas import GPU, a_card, prompt, replicas
 from tests.workflows import txt2img
 
 COLOURS = 9
-"""Greys that a picture has at least which a network drew; a mask has two."""
+"""Colours that a picture has at least which a network drew; a mask has two."""
 STEPS = 4
 """The first two forwards are eager; the third is captured."""
 
@@ -365,7 +365,7 @@ def noted() -> Iterator[set[str]]:
 
 
 async def trouble(running: Cluster, prompt: dict[str, Any], colours: int = COLOURS) -> str:
-    """Return what is wrong with a job of a prompt, or nothing. colours: how many greys a picture has at least."""
+    """Return what is wrong with a job of a prompt, or nothing. colours: how many a picture has at least."""
     known = specs()
     shows = [key for key, node in prompt.items() if known[node["class_type"]].output_node]
     targets = tuple(key for key in shows if prompt[key]["class_type"].startswith("Save")) or tuple(shows)
@@ -384,7 +384,7 @@ def says_something(path: Path, colours: int) -> bool:
     """Whether what a file holds differs, and is finite."""
     if path.suffix == ".png":
         with Image.open(path) as image:
-            return len(image.convert("L").getcolors(256) or ()) >= colours
+            return len(image.convert("RGB").getcolors(image.width * image.height) or ()) >= colours
     values = values_of(path)
     return bool(values.isfinite().all()) and bool(values.std() > 0.01)
 
