@@ -3,7 +3,7 @@
 The family's own forward runs on the meta device as one rank of several, with collectives that only count. So bytes and
 operations are those of the code, for published sizes. Times are a roofline's and no measurements: of each rank's
 kernels, and of what it sends, one after the other. `python -m bench.ranks` prints docs/scale.md's table of forwards,
-`--vae` that of video autoencoders, `--weights` that of weights in parts, and `--overhead` what the path of ranks costs
+`--vae` that of video autoencoders, `--weights` that of sharded weights, and `--overhead` what the path of ranks costs
 with one, beside a forward without it.
 """
 
@@ -112,7 +112,7 @@ def table() -> str:
 
 
 def weights_table() -> str:
-    """Return the table of weights that ranks have in parts, in Markdown."""
+    """Return the table of sharded weights, in Markdown."""
     lines = [
         "| forward | ranks | GiB of weights | GiB on each | GiB sent a rank | by formula | over NVLink, PCIe 4 |",
         "|---|---|---|---|---|---|---|",

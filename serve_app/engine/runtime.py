@@ -163,21 +163,16 @@ class EngineRuntime:
         Errors: ModelFileError for a file that has not the part.
         """
         for recipe in recipes:
-            (await self._ready(partial(self._expected, recipe), uncounted)).close()
+            (await self._ready(partial(self.weights.needs.expected, recipe), uncounted)).close()
 
     async def prefetch(self, recipe: Recipe, spared: Callable[[str], bool]) -> bool:
         """Load weights that jobs are expected to need, as `Loads.prefetch`. Errors: ModelFileError."""
         try:
-            need = await asyncio.to_thread(self._expected, recipe)
+            need = await asyncio.to_thread(self.weights.needs.expected, recipe)
             return await asyncio.wrap_future(self._loads.prefetch(need, spared))
         except asyncio.CancelledError:
             self._loads.prefetched.dropped += 1
             raise
-
-    def _expected(self, recipe: Recipe) -> Need:
-        """Return what a job with a recipe will need of it: backbones may be sharded."""
-        needs = self.weights.needs
-        return needs.of(needs.fitted(recipe))
 
     @property
     def prefetched(self) -> PrefetchCounters:

@@ -50,7 +50,7 @@ class RankGroup:
         self.sent = SentBytes()
         self._sequences: dict[int, SequenceGroup] = {}
         self.weights: WeightsGroup
-        """This rank among all, for weights that they have in parts."""
+        """This rank among all, for sharded weights."""
         with lost_ranks():
             if rank:
                 self._meet(meeting, timeout_s)
@@ -166,7 +166,7 @@ class SequenceGroup:
 
 
 class WeightsGroup:
-    """The ranks that have networks' weights in parts; implements `sharded_blocks.WeightRanks`."""
+    """The ranks over which weights are sharded; implements `sharded_blocks.WeightRanks`."""
 
     def __init__(self, group: dist.ProcessGroup, rank: int, size: int, sent: SentBytes) -> None:
         self.rank, self.size = rank, size

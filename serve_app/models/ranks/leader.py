@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 class Leader:
     """Has forwards computed by a group of ranks. parallel: how they are divided.
 
-    shards_weights: whether each rank has a part of backbones' weights; "auto": of those that do not fit one device.
+    shards_weights: whether backbones' weights are sharded over them; "auto": those that do not fit one device.
 
     Forwards are asked for by one thread, loads by one at a time. Errors: RankLostError once a rank is lost.
     """
 
     def __init__(
-        self, group: RankGroup, parallel: Parallel = "auto", shards_weights: bool | Literal["auto"] = "auto"
+        self, group: RankGroup, parallel: Parallel = "auto", shards_weights: bool | Literal["auto"] = False
     ) -> None:
         self.group = group
         self.shards_weights = shards_weights

@@ -10,13 +10,7 @@ import torch
 
 from serve_app.models.weights.activations import Activations
 from serve_app.models.weights.loading import Loader
-from serve_app.models.weights.memory_plan import (
-    CELL_BYTES,
-    Room,
-    largest_forward,
-    stream_share,
-    weights_left,
-)
+from serve_app.models.weights.memory_plan import CELL_BYTES, Room, largest_forward, stream_share, weights_left
 from serve_app.models.weights.recipes import Need, WeightFiles, part_files, set_files, unmerged, version
 from serve_app.models.weights.residency import Residency
 from serve_app.models.weights.sharded_blocks import shard_sizes
@@ -66,8 +60,8 @@ class Needs:
     def fitted(self, backbone: Recipe, *others: Recipe, activation_bytes: int = 0) -> Recipe:
         """Return a backbone's recipe for use with others at once: streaming if not all fit beside its forwards.
 
-        On several ranks it is sharded where they shall, or where it would stream and its parts fit. activation_bytes:
-        of a forward.
+        With `shards_weights` of its ranks it is sharded: always, or for "auto" where it would stream and its parts fit.
+        activation_bytes: of a forward.
         """
         shards = self._may_shard(backbone, others)
         if shards is True:
@@ -87,8 +81,8 @@ class Needs:
         return backbone if share == alone else backbone.with_patch(Streams(share))
 
     def _may_shard(self, backbone: Recipe, others: Sequence[Recipe]) -> bool | Literal["auto"]:
-        """Return whether ranks have a backbone's weights in parts; never where rank 0 alone could run its forwards."""
-        if self._ranks is None or self._ranks.shards_weights is False or backbone.part != "backbone":
+        """Return whether a backbone's weights are sharded; never where rank 0 alone could run its forwards."""
+        if self._ranks is None or self._ranks.shards_weights is False:
             return False
         # GLIGEN is a model patch of the texts.
         if backbone.all(LayerPatch) or any(other.part == "model_patch" for other in others):
@@ -96,6 +90,10 @@ class Needs:
         if self._activations.are_together(backbone, part_files(self._catalog, backbone)):
             return False
         return self._ranks.shards_weights
+
+    def expected(self, recipe: Recipe) -> Need:
+        """Return what jobs will need of a recipe alone, before any has asked: backbones as `fitted`."""
+        return self.of(self.fitted(recipe) if recipe.part == "backbone" else recipe)
 
     def room_with(self, backbone: Recipe, *others: Recipe) -> tuple[int, Callable[[int], int]]:
         """Return the bytes of the largest forward with a backbone and others at once: here, and by a card's bytes."""

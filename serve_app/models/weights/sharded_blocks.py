@@ -66,7 +66,7 @@ class ShardSizes:
 
 
 def shard_sizes(network: nn.Module, dtype: torch.dtype | None, size: int) -> ShardSizes:
-    """Return the bytes of a network over so many ranks. dtype: of the weights, None: as stored."""
+    """Return the bytes of a network sharded over `size` ranks. dtype: of the weights, None: as stored."""
     blocks = sharded_blocks(network, dtype)
     parts = [_part_bytes(block, size) for block in blocks]
     resident = nbytes_of(weights_of(_resident(network, blocks), dtype))
@@ -75,7 +75,7 @@ def shard_sizes(network: nn.Module, dtype: torch.dtype | None, size: int) -> Sha
 
 
 def sharded_blocks(network: nn.Module, dtype: torch.dtype | None) -> list[Block]:
-    """Return the blocks of a network whose weights ranks have in parts."""
+    """Return the blocks of a network whose weights are sharded."""
     return list(blocks_of(network, dtype, nbytes_of(weights_of(network.modules(), dtype)) // BLOCKS))
 
 
@@ -170,7 +170,7 @@ class ShardedBlocks:
         if self._at >= 0 and number == self._order[self._at]:
             return
         if not self._runs:
-            raise RankLostError("weights that ranks have in parts were asked for outside of a forward of all ranks")
+            raise RankLostError("sharded weights were asked for outside of a forward of all ranks")
         with _unseen():
             self._next()
             while number != self._order[self._at]:
@@ -221,5 +221,5 @@ def _resident(network: nn.Module, blocks: Sequence[Block]) -> Iterator[nn.Module
 
 
 def _part_bytes(block: Block, size: int) -> int:
-    """Return the bytes of a block that each of so many ranks has, with what makes them equal."""
+    """Return the bytes of each rank's part of a block, with padding to equal and aligned parts."""
     return -(-block.nbytes // (size * ALIGNED)) * ALIGNED

@@ -117,6 +117,7 @@ def test_settings_for_speed_are_named_unless_they_are_the_default():
         ({"devices_per_replica": 2, "num_gpus": 2}, "it is 0 or 1, not 2"),
         ({"devices_per_replica": 2, "runtime": False}, "whose replicas hold models"),
         ({"parallel": "rows"}, "devices_per_replica of 2 or more"),
+        ({"shard_weights": "auto"}, "shard_weights is for a pool with devices_per_replica of 2 or more"),
         ({"spans_hosts": True}, "spans_hosts is for a pool with devices_per_replica of 2 or more"),
     ],
 )

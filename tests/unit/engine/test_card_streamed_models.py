@@ -355,6 +355,14 @@ def test_what_streams_has_the_eighths_that_the_others_leave(
     assert models.weights.needs.fitted(CONTROLLED, NET) == wanted
 
 
+def test_a_text_encoder_is_expected_as_jobs_load_it(root: Path) -> None:
+    """It has its LoRAs beside it, and streams by its own size."""
+    recipe = CLIP.with_patch(Lora("thin.safetensors", 0.8))
+    [own, loras] = Models(root, AMPLE).weights.needs.of(recipe).nbytes.values()
+    needs = Models(root, own + loras // 2).weights.needs
+    assert needs.expected(recipe) == needs.of(recipe)
+
+
 async def test_a_backbone_streams_where_its_jobs_forwards_need_the_room_and_gives_the_same_bits(root: Path) -> None:
     whole = Models(root, AMPLE)
     own = sum(whole.weights.needs.of(BACKBONE).nbytes.values())

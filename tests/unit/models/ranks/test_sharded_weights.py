@@ -50,7 +50,8 @@ class Case(NamedTuple):
 class Found(NamedTuple):
     """What rank 0 says. device_bytes, on_device: of its weights, counted by the planner and by its tensors.
 
-    fitted: the kinds of patches by which a backbone fits a card."""
+    fitted: the kinds of patches by which a backbone fits a card.
+    """
 
     cases: dict[str, Case]
     whole_bytes: int
@@ -112,13 +113,13 @@ def fitted(models: Path, leader: Leader) -> dict[str, tuple[type, ...]]:
     whole = Needs(Catalog(models), torch.device("cpu"), loader, Residency(0, 0)).part_bytes(
         recipe, part_files(Catalog(models), recipe)
     )
-    sharing = Leader(leader.group, shards_weights=True)
+    sharing, auto = (Leader(leader.group, shards_weights=how) for how in (True, "auto"))
     return {
-        "room for all": patches(2 * whole, leader),
-        "room for parts": patches(int(0.99 * whole), leader),
-        "no room for parts": patches(whole // 8, leader),
-        "not in parts": patches(int(0.99 * whole), Leader(leader.group, shards_weights=False)),
-        "with a patch of layers": patches(int(0.99 * whole), leader, recipe.with_patch(SparseAttention("vsa", 50))),
+        "room for all": patches(2 * whole, auto),
+        "room for parts": patches(int(0.99 * whole), auto),
+        "no room for parts": patches(whole // 8, auto),
+        "not in parts": patches(int(0.99 * whole), leader),
+        "with a patch of layers": patches(int(0.99 * whole), auto, recipe.with_patch(SparseAttention("vsa", 50))),
         "all": patches(0, sharing, device="cpu"),
         "with GLIGEN": patches(0, sharing, recipe, Recipe("model_patch", "model_patches", "none"), device="cpu"),
     }
