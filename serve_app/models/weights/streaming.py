@@ -81,7 +81,7 @@ def blocks_of(network: nn.Module, dtype: torch.dtype | None, most_bytes: int) ->
 
     def stays(layer: nn.Module) -> bool:
         # Few rows of an embedding are read, some of them elsewhere; a weight shared by layers belongs to no one block.
-        # Weights of what has layers of its own may be read where it is not called, such as a table of positions.
+        # Weights of what has layers of its own may be read where it is not called: tables of positions and modulations.
         read_elsewhere = bool(layer._parameters) and any(True for _ in layer.children())
         shared = any(uses[id(own)] > 1 for own in layer._parameters.values())
         return isinstance(layer, nn.Embedding) or read_elsewhere or shared

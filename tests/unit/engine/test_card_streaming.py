@@ -29,7 +29,7 @@ PIECE = 2**13
 
 
 class Layer(nn.Module):
-    """A block: layers called one after another, one of them kept, and a weight of its own."""
+    """A block: layers called one after another, one of them kept, and a weight of its own that stays on the GPU."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -38,9 +38,12 @@ class Layer(nn.Module):
         self.kept = QuantizedLinear(EightBitWeight(eight, torch.tensor([0.1])), None)
         self.scale = nn.Parameter(torch.randn(WIDTH, generator=generator))
 
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = x + self.norm(self.kept(torch.sin(self.first(x)))) * self.scale
-        return made
+
+def through(layer: Layer, x: Tensor) -> Tensor:
+    """Return x after a block, whose own weight is read first, and which is not called: as Wan's and LTX's are."""
+    scaled = x * layer.scale
+    made: Tensor = x + layer.norm(layer.kept(torch.sin(layer.first(scaled))))
+    return made
 
 
 class Deep(nn.Module):
@@ -60,13 +63,13 @@ class Deep(nn.Module):
     def forward(self, words: Tensor) -> Tensor:
         x = self.words(words) * self.gain
         for layer in (*self.head, *self.tail):
-            x = layer(x)
+            x = through(layer, x)
         return x
 
 
-ONE = sum(-(-tensor.numel() * tensor.dtype.itemsize // 256) * 256 for tensor in weights_of(Deep().head[0].modules()))
+ONE = sum(-(-tensor.numel() * tensor.dtype.itemsize // 256) * 256 for tensor in weights_of(Deep().head[0].children()))
 """Bytes of a block."""
-STAYS = 8 * WIDTH * 4 - WIDTH * 4 + 4
+STAYS = (7 + BLOCKS) * WIDTH * 4 + 4
 """Of what does not stream."""
 
 
