@@ -271,8 +271,8 @@ class Experts(nn.Module):
         for number, expert in enumerate(self.experts):
             share = torch.where(chosen == number, shares, 0).sum(dim=-1)
             taken = share > 0
-            # Without numbers, as a forward's cost is counted, any token may be this expert's. An expert of none computes
-            # one for nothing: ranks with other tokens gather its sharded weights here.
+            # Without numbers, as a forward's cost is counted, any token may be this expert's. An expert of none
+            # computes one for nothing: ranks with other tokens gather its sharded weights here.
             most = x.shape[1] if x.is_meta else max(1, int(taken.sum(dim=1).max()))
             # Each row's tokens for this expert come first; padding of shorter rows is ignored.
             index = taken.int().argsort(dim=1, descending=True, stable=True)[:, :most, None]
