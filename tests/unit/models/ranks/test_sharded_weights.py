@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from serve_app.errors import RankLostError, UnavailableError
+from serve_app.models.families.dit.hidream import Experts
 from serve_app.models.kernels.packing import weights_of
 from serve_app.models.ranks.leader import Leader
 from serve_app.models.weights.needs import Needs
@@ -204,3 +206,16 @@ def test_a_rank_that_is_killed_while_blocks_are_gathered_ends_the_replica_and_no
 def test_weights_are_in_parts_where_they_would_stream_and_all_ranks_can_compute(found: dict[int, Found]) -> None:
     sharded = {case for case, patches in found[SIZES[0]].fitted.items() if Sharded in patches}
     assert sharded == {"room for parts", "all"}
+
+
+def test_an_expert_of_which_a_ranks_tokens_need_none_gathers_its_weights_all_the_same() -> None:
+    experts = Experts(8, 4).requires_grad_(False)
+    torch.nn.init.zeros_(experts.gate.weight)
+    experts.gate.weight[:2] = 1.0
+    x, called = torch.ones(1, 3, 8), Counter[nn.Module]()
+    share = experts.gate(x).softmax(dim=-1)[..., :1]
+    wanted = experts.shared_experts(x) + share * sum(expert(x) for expert in experts.experts[:2])
+    for expert in experts.experts:
+        expert.register_forward_pre_hook(lambda layer, _: called.update([layer]))
+    torch.testing.assert_close(experts(x), wanted)
+    assert list(called) == list(experts.experts)
