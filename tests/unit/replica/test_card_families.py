@@ -257,6 +257,8 @@ PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "unclip": unclip,
     **{name: partial(through, name) for name in OF_NO_FILE},
 }
+PARTS = 6
+"""In which all prompts are run: all at once take longer than a test may."""
 
 KINDS: Sequence[Sequence[type[Family]]] = (
     *(families.BACKBONES, families.VAES, families.AUDIO_VAES, families.LATENT_UPSCALERS, families.IMAGE_ENCODERS),
@@ -403,7 +405,11 @@ FEW = ("auraflow", "chroma", "flux1", "lumina2", "pixart", "tiny", "wan2.1_t2v",
 """Those of which most networks have something, and of which the suite's time is not much."""
 
 
-@pytest.mark.parametrize("names", [FEW, pytest.param(tuple(PROMPTS), marks=pytest.mark.long)], ids=["few", "all"])
+@pytest.mark.parametrize(
+    "names",
+    [FEW, *(pytest.param(tuple(PROMPTS)[part::PARTS], marks=pytest.mark.long) for part in range(PARTS))],
+    ids=["few", *(f"part {part + 1} of {PARTS}" for part in range(PARTS))],
+)
 async def test_every_family_loads_draws_and_saves(tmp_path: Path, names: Sequence[str]) -> None:
     prompts = {name: PROMPTS[name]() for name in names}
     write_sample_checkpoint(tmp_path / "models" / "checkpoints" / "tiny.safetensors")
