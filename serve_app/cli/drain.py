@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from serve_app.cli.server import ServerClient
 
@@ -18,6 +19,9 @@ def drain(server: ServerClient, kind: str, name: str, *, undo: bool, hand_over: 
 
 def wait_until_idle(server: ServerClient, kind: str, name: str, every_s: float = EVERY_S) -> None:
     """Return once no task runs on a replica, or on any of a host's."""
-    key = "replica_id" if kind == "replica" else "host"
-    while any(each[key] == name and each["running"] for each in server.get("/status")["replicas"]):
+
+    def concerned(each: dict[str, Any]) -> bool:
+        return name in ([each["replica_id"]] if kind == "replica" else [each["host"], *each["rank_hosts"]])
+
+    while any(concerned(each) and each["running"] for each in server.get("/status")["replicas"]):
         time.sleep(every_s)

@@ -48,6 +48,8 @@ class RankGroup:
     def __init__(self, meeting: Meeting, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
         self.rank, self.size, self.device = rank, size, device
         self.sent = SentBytes()
+        self.hosts: tuple[str, ...]
+        """The name of each rank's host."""
         self._sequences: dict[int, SequenceGroup] = {}
         self.weights: WeightsGroup
         """This rank among all, for sharded weights."""
@@ -64,7 +66,7 @@ class RankGroup:
     def _meet(self, meeting: Meeting, timeout_s: float) -> None:
         """Join torch's process group, and make those of ranks that share tokens."""
         met = store(meeting, self.rank, self.size)
-        wait_for_all(met, self.rank, self.size)
+        self.hosts = wait_for_all(met, self.rank, self.size)
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend, store=met, rank=self.rank, world_size=self.size, timeout=timedelta(seconds=MEET_S)
