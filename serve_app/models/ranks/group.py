@@ -24,6 +24,9 @@ from torch import Tensor
 from serve_app.errors import RankLostError
 from serve_app.models.ranks.meeting import MEET_S, Kind, Meeting, accepted, connected, listening, store, wait_for_all
 
+# Before torch 2.13 it has its older name alone, which warns since.
+_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass(slots=True)
 class SentBytes:
@@ -178,7 +181,7 @@ class WeightsGroup:
     def gather(self, own: Tensor, whole: Tensor) -> Callable[[], None]:
         self._sent.weights += own.nbytes * (self.size - 1)
         with lost_ranks():
-            work = dist.all_gather_into_tensor(whole, own, group=self._group, async_op=True)
+            work = _all_gather(whole, own, group=self._group, async_op=True)
 
         def wait() -> None:
             with lost_ranks():
