@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ from serve_app.recipe.training import Discrete
 GIB = 2**30
 MIB = 2**20
 VIDEO_AXES = 5
+WARM_UPS = 2
 RESIDENT = PartPlan(0, 0)
 CARDS_BY_LINK = {"H100 SXM": ("NVLink", LINKS["nvlink"]), "L40S": ("PCIe 4", LINKS["pcie4"])}
 """Cards with the name of their link, and the bytes a second that one sends to others of its host, by data sheet."""
@@ -221,8 +222,11 @@ def decoded(video: Video, size: int) -> tuple[int, int]:
     return counted, expected
 
 
-def overhead(rounds: int = 21) -> float:
-    """Return the median time of a forward by a leader without followers over one without a leader, taken in turn."""
+def overhead(rounds: int = 40) -> list[float]:
+    """Return the processor time of a forward by a leader without followers over that of one without a leader, by round.
+
+    The two are taken in turn, each first in every other round.
+    """
     torch.set_num_threads(1)
     family = Flux(512, 8, 3, 6, 256, 64)
     module = family.build().eval().requires_grad_(False)
@@ -234,13 +238,13 @@ def overhead(rounds: int = 21) -> float:
         )
         rows = [_row(family, number) for number in range(2)]
         times: dict[LoadedNetwork, list[float]] = {alone: [], led: []}
-        for _ in range(rounds):
-            for network, taken in times.items():
-                began = perf_counter()
+        for turn in range(WARM_UPS + rounds):
+            for network in (alone, led) if turn % 2 else (led, alone):
+                began = process_time()
                 network.answer(rows)
-                taken.append(perf_counter() - began)
+                times[network].append(process_time() - began)
         leader.close()
-    return median(ours / theirs for ours, theirs in zip(times[led], times[alone], strict=True))
+    return [ours / theirs for ours, theirs in zip(times[led], times[alone], strict=True)][WARM_UPS:]
 
 
 def _row(family: Flux, number: int) -> Rows:
@@ -251,7 +255,8 @@ def _row(family: Flux, number: int) -> Rows:
 
 if __name__ == "__main__":
     if "--overhead" in sys.argv:
-        print(f"{overhead():.3f}")
+        low, middle, high = quantiles(overhead())
+        print(f"median {middle:.3f}, half of them within {low:.3f} to {high:.3f}")
     elif "--weights" in sys.argv:
         print(weights_table())
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from serve_app.cli.server import ServerClient
 
@@ -18,6 +20,10 @@ def drain(server: ServerClient, kind: str, name: str, *, undo: bool, hand_over: 
 
 def wait_until_idle(server: ServerClient, kind: str, name: str, every_s: float = EVERY_S) -> None:
     """Return once no task runs on a replica, or on any of a host's."""
-    key = "replica_id" if kind == "replica" else "host"
-    while any(each[key] == name and each["running"] for each in server.get("/status")["replicas"]):
+    while any(is_drained(kind, name, each) and each["running"] for each in server.get("/status")["replicas"]):
         time.sleep(every_s)
+
+
+def is_drained(kind: str, name: str, replica: Mapping[str, Any]) -> bool:
+    """Whether a drain of this name concerns a replica, as `GET /status` shows it."""
+    return name in ([replica["replica_id"]] if kind == "replica" else [replica["host"], *replica["rank_hosts"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from serve_app.models.families.family import BackboneFamily
 from serve_app.models.ranks.planning import COUNTS, LINKS, DevicesPlan, plan_devices, recommended
 from serve_app.models.weights.planner import Estimate, Model, Size, estimate, model_of, usual_size
 from serve_app.models.weights.roofline import GIB, Card, assumed_card
+from serve_app.models.weights.sharded_blocks import shard_sizes
 from serve_app.replica.files import open_catalog
 from serve_app.replica.host import OWN_SHARE
 from serve_app.store.models.catalog import Catalog
@@ -44,6 +46,7 @@ class Asked:
     frames: int | None = None
     devices: int = 1
     link: str = "nvlink"
+    shard_weights: bool = False
 
 
 def print_plan(asked: Asked, config: AppConfig, *, as_json: bool = False) -> int:
@@ -130,8 +133,11 @@ def _together(asked: Asked, model: Model, size: Size, card: Card, made: Estimate
     if asked.devices == 1 or made.job.outcome == "too large":
         return []
     counts = [count for count in COUNTS if count <= asked.devices]
-    heads = model.family.sharded_heads
-    return plan_devices(lambda: model.cost(size), heads, ROWS, card, asked.link, made.job.backbone, counts)
+    heads, sharded = model.family.sharded_heads, None
+    # A video whose frames are rows of one forward is rank 0's alone.
+    if asked.shard_weights and not model.family.rows_are_frames:
+        sharded = partial(shard_sizes, model.network, None)
+    return plan_devices(lambda: model.cost(size), heads, ROWS, card, asked.link, made.job.backbone, counts, sharded)
 
 
 def _lines_together(asked: Asked, plans: Sequence[DevicesPlan]) -> Iterator[str]:
@@ -141,11 +147,14 @@ def _lines_together(asked: Asked, plans: Sequence[DevicesPlan]) -> Iterator[str]
     for plan in plans:
         yield (
             f"  {plan.devices}: {plan.step_s:.2g} s, {plan.speed_up:.1f} times as fast, by {plan.by}"
+            f"{', weights sharded' if plan.shards_weights else ''}"
             f"{f', each sends {_gb(plan.sent_bytes)}' if plan.sent_bytes else ''}"
         )
     best = recommended(plans)
     yield f"recommended: devices_per_replica: {best.devices}" + (
-        f", parallel: {best.parallel}" if best.devices > 1 else ""
+        f", parallel: {best.parallel}{', shard_weights: auto' if best.shards_weights else ''}"
+        if best.devices > 1
+        else ""
     )
 
 

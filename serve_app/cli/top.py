@@ -104,7 +104,8 @@ def _replicas(now: Status) -> Table:
     for replica in now["replicas"]:
         tasks = f"{replica['running']}/{replica['slots']}"
         loaded = ", ".join(replica["recipes"]) or "no model"
-        _add(table, replica["replica_id"], replica["pool"], replica["host"], tasks, loaded, drain_state(replica))
+        hosts = ", ".join([replica["host"], *replica["rank_hosts"]])
+        _add(table, replica["replica_id"], replica["pool"], hosts, tasks, loaded, drain_state(replica))
     return table
 
 

@@ -43,8 +43,11 @@ class Cards:
     kind: str = ""
 
 
-Plan: TypeAlias = Callable[[Path, Cards, int], dict[str, Any]]
-"""From a model, cards and the most devices to what is recommended, as `DevicesPlan`. Errors: ServeAppError."""
+Plan: TypeAlias = Callable[[Path, Cards, int, bool], dict[str, Any]]
+"""From a model, cards, the most devices and whether weights may be sharded to what is recommended, as `DevicesPlan`.
+
+Errors: ServeAppError.
+"""
 
 
 def cards() -> Cards:
@@ -76,10 +79,11 @@ def resolved(config: AppConfig, there: Cards | None = None, plan: Plan | None = 
     return config.model_copy(update={"pools": tuple(pools)})
 
 
-def planned(model: Path, cards: Cards, most: int) -> dict[str, Any]:
+def planned(model: Path, cards: Cards, most: int, shards: bool) -> dict[str, Any]:
     """Return what `serve-app plan` recommends. Errors: ServeAppError."""
     gib, link = GIB.get(cards.kind, OTHER_GIB), "nvlink" if cards.kind in BY_NVLINK else "pcie4"
     asked = ["--gpu", f"{gib}G", "--ram", RAM, "--devices", str(most), "--link", link, "--json"]
+    asked += ["--shard-weights"] if shards else []
     command = [sys.executable, "-P", "-m", "serve_app.cli", "plan", str(model), *asked]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PLANNED_S)
@@ -97,7 +101,7 @@ def _with_devices(config: AppConfig, pool: PoolConfig, cards: Cards, left: int, 
     if most > 1 and pool.device != "cpu":
         for model in _backbones(config, pool):
             try:
-                found = plan(model, cards, most)
+                found = plan(model, cards, most, bool(pool.shard_weights))
             except ServeAppError as error:
                 _log.warning("pool=%s devices_per_replica is not planned for %s: %s", pool.name, model.name, error)
             else:

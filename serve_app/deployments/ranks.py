@@ -2,7 +2,7 @@
 
 They are in the replica's placement group, on one host or several, and end with it: Ray ends the actors of an owner that
 is gone. The other way round the replica ends its own process once a rank has ended, so its tasks go to other replicas
-at once.
+at once. A notice that the host of any of them is about to go is one to the whole replica.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from serve_app import log
 from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
+from serve_app.config.preemption import PreemptionConfig
 from serve_app.deployments import telemetry
+from serve_app.deployments.preemption import notice
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,23 +36,27 @@ _log = log.get("replica")
 
 
 class Rank:
-    """One rank of a replica, in a process of its own."""
+    """One rank of a replica, in a process of its own. Its event loop is free while a thread carries out orders."""
 
     def __init__(self, config: AppConfig, pool: PoolConfig, replica_id: str, rank: int) -> None:
         telemetry.configure(config, "rank", replica=f"{replica_id}.{rank}")
         self._config, self._pool, self._rank = config, pool, rank
 
-    def check(self) -> str | None:
+    async def check(self) -> str | None:
         """Return why this rank cannot compute, in a line; None if it can."""
         from serve_app.replica.ranks import reason_against
 
         return reason_against(self._pool, self._rank)
 
-    def follow(self, meeting: Meeting) -> None:
+    async def follow(self, meeting: Meeting) -> None:
         """Carry out the first rank's orders, until that ends or something fails."""
         from serve_app.replica.ranks import follow
 
-        follow(self._config, self._pool, self._rank, meeting)
+        await asyncio.to_thread(follow, self._config, self._pool, self._rank, meeting)
+
+    async def notice(self) -> tuple[str, float]:
+        """Wait for a notice of the end of this rank's host, as `preemption.notice`."""
+        return await notice(ray.get_runtime_context().get_node_id(), self._config.preemption)
 
 
 class Ranks:
@@ -102,6 +108,28 @@ class Ranks:
         if leading not in done:
             raise ConfigError(self._ended())
         self.leader = leading.result()
+
+    async def notice(self, preemption: PreemptionConfig) -> tuple[str, float]:
+        """Wait for a notice of the end of any rank's host, as `preemption.notice`.
+
+        Errors: RayError of a rank that has ended.
+        """
+
+        async def of_rank(actor: Any) -> tuple[str, float]:
+            found: tuple[str, float] = await actor.notice.remote()
+            return found
+
+        looks = [notice(ray.get_runtime_context().get_node_id(), preemption)]
+        # Those of one host see what this process does.
+        if not isinstance(self._meeting, Path):
+            looks += [of_rank(actor) for actor in self._actors]
+        looking = [asyncio.create_task(look) for look in looks]
+        try:
+            done, _ = await asyncio.wait(looking, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in looking:
+                task.cancel()
+        return done.pop().result()
 
     def watch(self, exit: Callable[[int], object] = os._exit) -> None:
         """End this process once a rank has ended: forwards that wait for it never return."""

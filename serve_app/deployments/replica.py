@@ -84,7 +84,11 @@ class Replica:
         self._showing = asyncio.create_task(metrics.show(partial(self._figures, pool.name, replica_id)))
 
     async def _leave_in_time(self, preemption: PreemptionConfig) -> None:
-        await self._runner.leave_by(*await notice(ray.get_runtime_context().get_node_id(), preemption))
+        if self._ranks is None:
+            found = await notice(ray.get_runtime_context().get_node_id(), preemption)
+        else:
+            found = await self._ranks.notice(preemption)
+        await self._runner.leave_by(*found)
 
     def _figures(self, pool: str, replica_id: str) -> Iterator[metrics.Figure]:
         yield from metrics.node_figures(pool, replica_id, self._runner.times)

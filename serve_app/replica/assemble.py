@@ -84,7 +84,9 @@ def assemble(
     )
     runner = Runner(
         scheduler,
-        ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica, routes),
+        ReplicaInfo(
+            replica_id, pool.name, pool.tasks_per_replica, routes, rank_hosts=() if ranks is None else ranks.other_hosts
+        ),
         classes=packs.classes | dict(BUILTIN),
         specs=known,
         models=make_models(catalog, config, pool, device, ranks) if pool.runtime else None,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 from serve_app import log
 from serve_app.errors import InvalidSubmissionError, did_you_mean, short_repr
 from serve_app.graph.plan import Pool
 from serve_app.scheduler.core.events import PausesChanged
-from serve_app.scheduler.core.replicas import Replicas
+from serve_app.scheduler.core.replicas import ReplicaRecord, Replicas
 from serve_app.scheduler.core.results import Results
 from serve_app.scheduler.protocol.messages import Free, HandOver, Warm
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
@@ -71,7 +71,7 @@ class Administration:
     def hand_over(self, drain: Pause) -> None:
         """As `SchedulerClient.hand_over`."""
         for name, replica in self._replicas.items():
-            if drain.name == (name if drain.kind == "replica" else replica.host):
+            if drain.name in _drainable(drain.kind, name, replica):
                 self._registry.mail(name, HandOver())
 
     def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ class Administration:
         self._registry.mail_all(wish)
 
     def _check_drain(self, drain: Pause) -> None:
-        there = sorted({name if drain.kind == "replica" else each.host for name, each in self._replicas.items()})
+        there = sorted({each for item in self._replicas.items() for each in _drainable(drain.kind, *item)})
         if drain.name not in there:
             hint = did_you_mean(drain.name, there)
             known = f"there are {', '.join(there)}" if there else "there is none"
@@ -102,3 +102,8 @@ class Administration:
         if name not in pools:
             hint = did_you_mean(name, pools)
             raise InvalidSubmissionError(f"no pool is named {short_repr(name)}; there are {', '.join(pools)}{hint}")
+
+
+def _drainable(kind: str, name: str, replica: ReplicaRecord) -> Set[str]:
+    """Return the names by which a drain of some kind concerns a replica."""
+    return {name} if kind == "replica" else replica.hosts

@@ -62,6 +62,7 @@ class ClusterStatus:
                 bool(r.draining),
                 r.drained,
                 r.host,
+                r.info.rank_hosts,
             )
             for name, r in sorted(self._machine.replicas.items())
         )

@@ -135,8 +135,8 @@ class Attack:
         return self._place.processes.found(TITLES["replica"])
 
     def kill(self) -> None:
-        """SIGKILL one replica that runs something."""
-        self._rng.choice(self._replicas()).kill()
+        """SIGKILL one replica that runs something, or one of its ranks."""
+        self._rng.choice([*self._replicas(), *self._place.processes.found("ray::Rank")]).kill()
 
     def drain(self) -> None:
         """Have one replica hand over, then let it take tasks again."""

@@ -236,8 +236,7 @@ class Site:
             "memory_bytes": MEMORY_BYTES,
             "node_time_s": NODE_TIME_S,
         }
-        if self.setting.devices > 1:
-            pool |= {"devices_per_replica": self.setting.devices, "device": "cpu", "num_cpus": 0.1, "threads": 1}
+        pool |= several(self.setting.devices)
         places = {f"{area}_dir": str(self.root / area) for area in ("input", "output", "temp", "user")}
         self._database_url = f"sqlite:///{self.root}/jobs.sqlite" if self.postgres is None else self.postgres.database()
         arguments: dict[str, Any] = {
@@ -272,6 +271,13 @@ class Site:
         assert self.seaweed is not None
         key = {"aws_access_key_id": ACCESS, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
         return boto3.client("s3", endpoint_url=self.seaweed.endpoint, **key)
+
+
+def several(devices: int) -> dict[str, Any]:
+    """Return a pool's settings for replicas of so many devices, each a process of its own."""
+    if devices == 1:
+        return {}
+    return {"devices_per_replica": devices, "device": "cpu", "num_cpus": 0.1, "threads": 1}
 
 
 def faked_time() -> Path | None:

@@ -28,11 +28,14 @@ def plan(
     link: Annotated[
         str, typer.Option(metavar="LINK", help="how these cards are connected: nvlink, pcie5, pcie4 or 100g")
     ] = "nvlink",
+    shard_weights: Annotated[
+        bool, typer.Option("--shard-weights", help="as a pool with shard_weights: auto shards what would stream")
+    ] = False,
     as_json: options.Json = False,
     config: options.Config = None,
 ) -> int:
     """Say whether models fit a card, which of them stream, and about how long a step takes. Reads headers alone."""
     from serve_app.cli.plan import Asked, print_plan
 
-    asked = Asked(tuple(models), gpu, ram, width, height, frames, devices, link)
+    asked = Asked(tuple(models), gpu, ram, width, height, frames, devices, link, shard_weights)
     return print_plan(asked, options.configured(config), as_json=as_json)

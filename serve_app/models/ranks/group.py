@@ -24,6 +24,9 @@ from torch import Tensor
 from serve_app.errors import RankLostError
 from serve_app.models.ranks.meeting import MEET_S, Kind, Meeting, accepted, connected, listening, store, wait_for_all
 
+# Before torch 2.13 it has its older name alone, which warns since.
+_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass(slots=True)
 class SentBytes:
@@ -48,6 +51,8 @@ class RankGroup:
     def __init__(self, meeting: Meeting, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
         self.rank, self.size, self.device = rank, size, device
         self.sent = SentBytes()
+        self.hosts: tuple[str, ...]
+        """The name of each rank's host."""
         self._sequences: dict[int, SequenceGroup] = {}
         self.weights: WeightsGroup
         """This rank among all, for sharded weights."""
@@ -64,7 +69,7 @@ class RankGroup:
     def _meet(self, meeting: Meeting, timeout_s: float) -> None:
         """Join torch's process group, and make those of ranks that share tokens."""
         met = store(meeting, self.rank, self.size)
-        wait_for_all(met, self.rank, self.size)
+        self.hosts = wait_for_all(met, self.rank, self.size)
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend, store=met, rank=self.rank, world_size=self.size, timeout=timedelta(seconds=MEET_S)
@@ -176,7 +181,7 @@ class WeightsGroup:
     def gather(self, own: Tensor, whole: Tensor) -> Callable[[], None]:
         self._sent.weights += own.nbytes * (self.size - 1)
         with lost_ranks():
-            work = dist.all_gather_into_tensor(whole, own, group=self._group, async_op=True)
+            work = _all_gather(whole, own, group=self._group, async_op=True)
 
         def wait() -> None:
             with lost_ranks():

@@ -57,6 +57,11 @@ class Leader:
         return self.group.size
 
     @property
+    def other_hosts(self) -> tuple[str, ...]:
+        """The names of the hosts of other ranks that are not this one's."""
+        return tuple(sorted({*self.group.hosts} - {self.group.hosts[self.group.rank]}))
+
+    @property
     def sent(self) -> SentBytes:
         """What this rank has sent to others."""
         return self.group.sent

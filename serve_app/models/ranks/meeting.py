@@ -75,8 +75,11 @@ def store(meeting: Meeting, rank: int, size: int) -> Store:
     )
 
 
-def wait_for_all(store: Store, rank: int, size: int) -> None:
-    """Wait until all ranks have come. Errors: RankLostError for those that have not in time."""
+def wait_for_all(store: Store, rank: int, size: int) -> tuple[str, ...]:
+    """Wait until all ranks have come, and return the name of each one's host.
+
+    Errors: RankLostError for those that have not come in time.
+    """
     keys = [f"rank {number}" for number in range(size)]
     store.set(keys[rank], socket.gethostname())
     try:
@@ -84,6 +87,7 @@ def wait_for_all(store: Store, rank: int, size: int) -> None:
     except RuntimeError:
         missing = ", ".join(key for key in keys if not store.check([key]))
         raise RankLostError(f"{missing or 'another rank'} has not come in {MEET_S:.0f} s") from None
+    return tuple(store.get(key).decode() for key in keys)
 
 
 def listening(meeting: Meeting, size: int) -> socket.socket:

@@ -19,6 +19,7 @@ from serve_app.models.ranks.division import Parallel, divide
 from serve_app.models.ranks.sharding import sharded_over
 from serve_app.models.weights.memory_plan import PartPlan
 from serve_app.models.weights.roofline import Card, forward_s
+from serve_app.models.weights.sharded_blocks import ShardSizes
 
 LINKS: Mapping[str, float] = {"nvlink": 450e9, "pcie5": 64e9, "pcie4": 32e9, "100g": 12.5e9}
 """Bytes a second that a card sends to others, by data sheet: NVLink of an H100, PCIe of 16 lanes, a network."""
@@ -58,7 +59,7 @@ class Counted:
 class DevicesPlan:
     """A step on a number of devices. by: how the slowest one's part is divided. sent_bytes: by that one, of its rows.
 
-    speed_up: over one device.
+    speed_up: over one device. shards_weights: whether each has a part of the weights.
     """
 
     devices: int
@@ -67,6 +68,7 @@ class DevicesPlan:
     sent_bytes: int
     step_s: float
     speed_up: float
+    shards_weights: bool = False
 
 
 def plan_devices(
@@ -77,28 +79,44 @@ def plan_devices(
     link: str,
     placed: PartPlan,
     counts: Sequence[int] = COUNTS,
+    sharded: Callable[[int], ShardSizes] | None = None,
 ) -> list[DevicesPlan]:
     """Return the fastest way for each number of devices. cost: of a forward of one row, run as the code has it.
 
     heads: as `BackboneFamily.sharded_heads`. rows: of a step. link: one of LINKS. placed: the backbone's weights.
+    sharded: the bytes of weights that are sharded over a number of devices, which those are that would stream and whose
+    parts fit; None: none are. They are gathered while blocks compute, with each row, as streamed ones are copied.
     """
     bytes_s = REACHED * LINKS[link]
 
     @cache
-    def of_row(degree: int) -> tuple[float, int]:
+    def of_row(degree: int) -> tuple[ForwardCost, int]:
         ranks = Counted(degree)
         with sharded_over(ranks if degree > 1 else None):
-            counted = cost()
-        return forward_s(counted, placed, card), ranks.sent
+            return cost(), ranks.sent
+
+    @cache
+    def gathered(devices: int) -> int | None:
+        """Return the bytes of weights that each device sends in a forward; None where they are not sharded."""
+        if sharded is None or devices == 1 or not placed.streamed_bytes:
+            return None
+        sizes = sharded(devices)
+        return sizes.sent_bytes if sizes.device_bytes <= placed.card_bytes else None
 
     def way(devices: int, parallel: Parallel) -> DevicesPlan:
         parts = divide(rows, devices, heads, parallel)
         most, degree = max((len(part.rows), part.degree) for part in parts)
-        row_s, sent = of_row(degree)
-        step_s = most * (row_s + sent / bytes_s)
-        return DevicesPlan(devices, parallel, _by(len(parts), degree, heads), most * sent, step_s, alone_s / step_s)
+        counted, sent = of_row(degree)
+        weights = gathered(devices)
+        if weights is None:
+            row_s = forward_s(counted, placed, card)
+        else:
+            row_s = max(forward_s(counted, PartPlan(placed.nbytes, placed.nbytes), card), weights / bytes_s)
+        step_s, sent_bytes = most * (row_s + sent / bytes_s), most * (sent + (weights or 0))
+        by = _by(len(parts), degree, heads)
+        return DevicesPlan(devices, parallel, by, sent_bytes, step_s, alone_s / step_s, weights is not None)
 
-    alone_s = rows * of_row(1)[0]
+    alone_s = rows * forward_s(of_row(1)[0], placed, card)
     ways: Sequence[Parallel] = ("auto", "ulysses", "rows")
     return [min((way(devices, parallel) for parallel in ways), key=lambda plan: plan.step_s) for devices in counts]
 

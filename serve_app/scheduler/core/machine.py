@@ -26,7 +26,7 @@ Knows unfinished jobs only. The shell (`scheduler.py`) passes the events in and 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from itertools import islice
 from typing import Any, Literal
 
@@ -181,7 +181,7 @@ class Machine:
                     self._journal.ended(job_id, "error", failure, since_s)
             case ReplicaJoined(info, host):
                 self._replica_gone(info.replica_id, "lost")
-                self.replicas.join(info, host, drained=self._drained(info.replica_id, host))
+                self.replicas.join(info, host, drained=self._drained(info.replica_id, {host, *info.rank_hosts}))
             case ReplicaLeft(replica_id):
                 self._replica_gone(replica_id, "handed_over")
             case ReplicaLost(replica_id, checking, why):
@@ -301,14 +301,14 @@ class Machine:
     def _pauses_changed(self, pauses: frozenset[Pause]) -> None:
         self.pauses = pauses
         for name, replica in self.replicas.items():
-            self.replicas.set_drained(replica, self._drained(name, replica.host))
+            self.replicas.set_drained(replica, self._drained(name, replica.hosts))
         for job in [job for job in self.jobs.values() if job.started_s is None]:
             if self._blocked(job):
                 self._put_back(job)
             self._wake(job)
 
-    def _drained(self, replica_id: str, host: str) -> bool:
-        return not self.pauses.isdisjoint((Pause("replica", replica_id), Pause("host", host)))
+    def _drained(self, replica_id: str, hosts: Set[str]) -> bool:
+        return not self.pauses.isdisjoint((Pause("replica", replica_id), *(Pause("host", host) for host in hosts)))
 
     def _put_back(self, job: JobRecord) -> None:
         """Remove the ready tasks of a job from the queues."""

@@ -65,6 +65,11 @@ class ReplicaRecord:
     lingering: frozenset[Owner] = frozenset()
 
     @property
+    def hosts(self) -> frozenset[str]:
+        """The names of its host and of its ranks' hosts."""
+        return frozenset({self.host, *self.info.rank_hosts})
+
+    @property
     def takes_tasks(self) -> bool:
         """Whether it takes more tasks, be it of one job."""
         return not (self.draining or self.drained)

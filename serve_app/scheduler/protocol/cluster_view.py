@@ -74,7 +74,8 @@ class ReplicaView:
     """One replica, for operators. running: its tasks. recipes: its loaded weights. notes: such as packs that failed.
 
     quarantined: the job that has it alone. draining: whether it takes no more tasks, before its process ends; drained:
-    whether it takes none because an operator wants that. host: the name of its host.
+    whether it takes none because an operator wants that. host: the name of its host; rank_hosts: other hosts that have
+    ranks of it.
     """
 
     replica_id: str
@@ -87,6 +88,7 @@ class ReplicaView:
     draining: bool = False
     drained: bool = False
     host: str = ""
+    rank_hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

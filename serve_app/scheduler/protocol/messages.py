@@ -25,7 +25,8 @@ from serve_app.store.files.reserved import Contents
 class ReplicaInfo:
     """A replica as it registers. slots: the tasks it runs at once. routes: of its pool's node packs.
 
-    notes: for operators, such as packs that could not be imported.
+    notes: for operators, such as packs that could not be imported. rank_hosts: other hosts than its own that have ranks
+    of it.
     """
 
     replica_id: str
@@ -33,6 +34,7 @@ class ReplicaInfo:
     slots: int
     routes: tuple[PackRoute, ...] = ()
     notes: tuple[str, ...] = ()
+    rank_hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

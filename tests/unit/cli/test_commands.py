@@ -13,6 +13,7 @@ import pytest
 
 from docs.reference_pages import commands
 from serve_app.cli import main
+from serve_app.cli.drain import is_drained
 from serve_app.cli.pages import event_lines, model_lines, node_lines, status_lines
 from serve_app.cli.progress import BarProgress, LineProgress
 from serve_app.cli.workflow import read_workflow, with_assignments
@@ -112,6 +113,13 @@ def test_status_shows_gpus_and_what_replicas_hold():
         "  node pack X could not be imported",
         "replica r2 (comfyui) cannot work: it has no main.py",
     ]
+
+
+def test_waiting_for_a_drained_host_waits_for_replicas_with_a_rank_there():
+    replica = {"replica_id": "r1", "host": "gpu-1", "rank_hosts": ["gpu-2"]}
+    found = [(kind, name) for kind in ("host", "replica") for name in ("gpu-1", "gpu-2", "r1", "gpu-3")]
+    expected = [("host", "gpu-1"), ("host", "gpu-2"), ("replica", "r1")]
+    assert [each for each in found if is_drained(*each, replica)] == expected
 
 
 def test_trace_prints_a_line_for_each_thing_that_happened_to_a_job():

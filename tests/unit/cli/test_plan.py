@@ -144,3 +144,16 @@ def test_a_plan_for_several_cards_says_how_they_divide_a_step_and_how_many_are_w
     assert text.rstrip().endswith("recommended: devices_per_replica: 4, parallel: auto")
     status, text = run(capsys, wan, "--gpu", "80G", "--ram", "256G", "--devices", 4, "--link", "string")
     assert (status, "--link is 'string'; allowed are nvlink, pcie5, pcie4, 100g" in text) == (1, True), text
+
+
+def test_a_plan_with_sharded_weights_shards_those_that_would_stream_and_whose_parts_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wan = write(tmp_path / "wan.safetensors", Wan(5120, 12, 13824, 4096), "bf16")
+    asked = [wan, "--gpu", "8G", "--ram", "64G", "--width", 256, "--height", 256, "--frames", 5, "--devices", 4]
+    status, text = run(capsys, *asked, "--shard-weights")
+    assert status == 0, text
+    assert re.search(r"  3: .*, 2\.0 times as fast, by rows\n", text), text
+    assert re.search(r"  4: .* by rows and Ulysses, weights sharded, each sends \d\.\d GB\n", text), text
+    assert text.rstrip().endswith("recommended: devices_per_replica: 4, parallel: auto, shard_weights: auto")
+    assert "sharded" not in run(capsys, *asked)[1]

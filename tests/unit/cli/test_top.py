@@ -24,7 +24,7 @@ def status(**changes: Any) -> dict[str, Any]:
     gpu = {"name": "H100", "vram_used_mb": 20, "vram_free_mb": 60, "vram_total_mb": 80}
     host = {"host": "gpu-1", "ram_used_mb": 1, "ram_available_mb": 3, "ram_total_mb": 4, "gpus": [gpu]}
     replica = {"replica_id": "r1", "pool": "denoise", "slots": 16, "running": 16, "recipes": ["backbone a/b"]}
-    replica |= {"host": "gpu-1", "drained": False}
+    replica |= {"host": "gpu-1", "rank_hosts": [], "drained": False}
     whole = {
         "uptime_s": 90,
         "epoch": 1,

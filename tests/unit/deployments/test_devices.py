@@ -33,7 +33,7 @@ def config(models: Path, *pools: dict[str, Any]) -> AppConfig:
         ([], H100, 8),
         ([], Cards(16, 4), 4),
         ([{"spans_hosts": True}], Cards(6, 2), 6),
-        ([{"max_replicas": 4}], H100, 4),
+        ([{"max_replicas": 4, "shard_weights": "auto"}], H100, 4),
         ([{}, {"name": "gpu", "num_gpus": 1, "max_replicas": 10}], H100, 6),
         ([{}, {"name": "gpu", "num_gpus": 1, "devices_per_replica": 12}], H100, 4),
     ],
@@ -43,12 +43,12 @@ def test_as_many_cards_are_looked_at_as_a_host_has_and_others_leave(
 ) -> None:
     asked = []
 
-    def plan(model: Path, cards: Cards, most: int) -> dict[str, Any]:
-        asked.append((model.name, most))
+    def plan(model: Path, cards: Cards, most: int, shards: bool) -> dict[str, Any]:
+        asked.append((model.name, most, shards))
         return {"devices": 2, "parallel": "ulysses"}
 
     pool = resolved(config(models, *pools), cards, plan).pools[0]
-    assert asked == [("sample.safetensors", most)]
+    assert asked == [("sample.safetensors", most, any("shard_weights" in pool for pool in pools))]
     assert (pool.devices_per_replica, pool.devices, pool.parallel) == (2, 2, "ulysses")
 
 
@@ -84,5 +84,5 @@ def test_how_forwards_are_divided_can_be_set(models: Path) -> None:
 
 def test_the_planner_is_asked_in_a_process_of_its_own(models: Path) -> None:
     """A UNet's rows are two at most, so more devices would idle."""
-    found = planned(models / "checkpoints" / "sample.safetensors", H100, 4)
+    found = planned(models / "checkpoints" / "sample.safetensors", H100, 4, True)
     assert (found["devices"], found["by"]) == (2, "rows")

@@ -30,7 +30,15 @@ from serve_app.scheduler.jobs.admission import AdmissionRules
 from serve_app.scheduler.jobs.views import row_view
 from serve_app.scheduler.protocol.client import JobView, QueueBounds, QueueCount, Reader
 from serve_app.scheduler.protocol.cluster_view import HostStats
-from serve_app.scheduler.protocol.messages import Assign, NodeFinished, NodeStarted, ReplicaInfo, Report, TaskFinished
+from serve_app.scheduler.protocol.messages import (
+    Assign,
+    HandOver,
+    NodeFinished,
+    NodeStarted,
+    ReplicaInfo,
+    Report,
+    TaskFinished,
+)
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.database.changes import JobQuery, Submission
 from serve_app.store.database.jobs import Jobs
@@ -563,3 +571,17 @@ async def test_a_pool_that_is_not_there_cannot_be_paused_but_resumed(life):
     with pytest.raises(InvalidSubmissionError, match="no pool is named 'cpx'; there are cpu; did you mean 'cpu'"):
         await life.scheduler.pause(Pause("pool", "cpx"), True)
     assert await life.scheduler.pause(Pause("pool", "cpx"), False) == ()
+
+
+async def test_a_replica_with_ranks_on_other_hosts_is_drained_by_the_name_of_any(life):
+    registry, drain = life.scheduler.registry, Pause("host", "gpu-2")
+    spanning = ReplicaInfo("spanning", "cpu", 1, rank_hosts=("gpu-2",))
+    epoch = await registry.join(spanning, [SPEC], HOST)
+    with pytest.raises(InvalidSubmissionError, match="no host is named 'gpu-3'; there are gpu-2, host"):
+        await life.scheduler.pause(Pause("host", "gpu-3"), True)
+    assert await life.scheduler.pause(drain, True) == (drain,)
+    replicas = {each.replica_id: each for each in (await life.scheduler.cluster()).replicas}
+    assert {name: each.drained for name, each in replicas.items()} == {"replica": False, "spanning": True}
+    assert replicas["spanning"].rank_hosts == ("gpu-2",)
+    await life.scheduler.hand_over(drain)
+    assert [message for _, message in await registry.poll("spanning", epoch, 0)] == [HandOver()]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from serve_app.models.forward_cost import ForwardCost, Kernel
-from serve_app.models.ranks.planning import LINKS, Counted, DevicesPlan, plan_devices, recommended
+from serve_app.models.ranks.planning import LINKS, REACHED, Counted, DevicesPlan, plan_devices, recommended
 from serve_app.models.ranks.sharding import sharding
 from serve_app.models.weights.memory_plan import PartPlan
 from serve_app.models.weights.roofline import RATE, Card
+from serve_app.models.weights.sharded_blocks import ShardSizes
 
 CARD = Card("a card", 80, 1e12 / RATE, 1e12, 1e12)
 RESIDENT = PartPlan(0, 0)
@@ -60,6 +62,27 @@ def test_a_slow_link_makes_fewer_devices_worth_it() -> None:
     for of_link, link in zip(found, ("nvlink", "100g"), strict=True):
         assert of_link[1].step_s - 0.5 == pytest.approx(sent / (0.8 * LINKS[link]))
     assert recommended(found[0]).devices > recommended(found[1]).devices == 1
+
+
+def test_sharded_weights_that_fit_are_gathered_in_the_place_of_copies_from_the_host() -> None:
+    # Half of the weights streams, which takes two seconds a row; arithmetic takes one.
+    gigabyte = 10**9
+    placed = PartPlan(40 * gigabyte, 20 * gigabyte, 20 * gigabyte)
+    card = replace(CARD, copies_s=10 * gigabyte)
+    sizes = {2: ShardSizes(30 * gigabyte, 20 * gigabyte), 4: ShardSizes(12 * gigabyte, 30 * gigabyte)}
+    alone, two, four = plan_devices(cost, 24, 1, card, "pcie4", placed, (1, 2, 4), sizes.__getitem__)
+    assert [plan.shards_weights for plan in (alone, two, four)] == [False, False, True]
+    assert alone.step_s == 2
+    assert two.step_s == pytest.approx(2, abs=1e-3)
+    # The link takes longer than a quarter of the arithmetic, which is done meanwhile.
+    gathered_s = 30 * gigabyte / (REACHED * LINKS["pcie4"])
+    assert four.step_s == pytest.approx(gathered_s, abs=1e-3)
+    assert four.sent_bytes >= 30 * gigabyte
+    assert four.speed_up == pytest.approx(2 / gathered_s, rel=1e-3)
+    fast = plan_devices(cost, 24, 1, card, "nvlink", placed, (4,), sizes.__getitem__)
+    assert fast[0].step_s == pytest.approx(0.25, abs=1e-3)
+    [resident] = plan_devices(cost, 24, 1, card, "nvlink", RESIDENT, (4,), sizes.__getitem__)
+    assert not resident.shards_weights
 
 
 def test_heads_that_devices_do_not_divide_are_gathered_for() -> None:

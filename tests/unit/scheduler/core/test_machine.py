@@ -594,6 +594,15 @@ def test_a_drained_host_gives_its_replicas_no_tasks_also_when_they_join_again():
     ]
 
 
+def test_a_drained_host_with_a_rank_gives_its_replica_no_tasks():
+    script = Script()
+    script.job("a")
+    spanning = ReplicaInfo("r1", "gpu", 1, rank_hosts=("h2",))
+    script.apply(PausesChanged(frozenset({Pause("host", "h2")})))
+    assert assigned(script.apply(ReplicaJoined(spanning, "h1"))) == []
+    assert [replica for replica, _ in assigned(script.apply(PausesChanged(frozenset())))] == ["r1"]
+
+
 def test_the_end_of_a_drained_replica_is_no_jobs_fault():
     script = Script()
     script.job("a")
