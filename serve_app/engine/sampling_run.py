@@ -32,7 +32,7 @@ from serve_app.nested_tensor import parts_of
 from serve_app.recipe.hooks import HookChange
 from serve_app.recipe.layers import EasyCache
 from serve_app.recipe.pack_functions import PackFunctions
-from serve_app.recipe.recipe import Recipe, tiny_vae
+from serve_app.recipe.recipe import Recipe, tiny_vae, tiny_video_vae
 from serve_app.sampling.beginning import Beginning, beginning_of
 from serve_app.sampling.guidance.hooks import changes, hooks_of
 from serve_app.sampling.request import Sampled, SamplingRequest
@@ -220,7 +220,8 @@ class SamplingRun:
         assert self._trajectory is not None, "a run that shows something is not closed"
         latent_format = self._trajectory.backbone.latent_format
         if self._decodes_pictures and latent_format.tiny:
-            recipe = tiny_vae(latent_format.tiny)
+            name = latent_format.tiny
+            recipe = tiny_video_vae(f"{name}.safetensors") if latent_format.frames else tiny_vae(name)
             # A picture of it is no reason for a run to fail.
             with suppress(ModelFileError, DeviceMemoryError, torch.OutOfMemoryError):
                 if self._preview_hold is None:

@@ -30,7 +30,7 @@ def images(data: bytes, what: str, bounds: DecoderLimits, allow: Allow, name: st
     Masks are (B,64,64) zeros without alpha. Pixels, frames and orientation are ComfyUI's. what: the file's name in
     messages. name: its own, to detect TGA. Errors: NodeError, as `decoding`, and of `allow`.
     """
-    stack = _Stack(allow, masked=True)
+    stack = _Stack(allow, what, bounds, masked=True)
     with decoding("frames", [data], what, bounds, name=name) as answers:
         _fill(stack, answers)
     colours, alpha = stack.tensors()
@@ -39,7 +39,7 @@ def images(data: bytes, what: str, bounds: DecoderLimits, allow: Allow, name: st
 
 def load_picture(data: bytes, what: str, bounds: DecoderLimits, allow: Allow) -> Tensor:
     """Return the first frame (1,H,W,3) in 0…1, not rotated, for data sets. Errors: as `images`."""
-    stack = _Stack(allow)
+    stack = _Stack(allow, what, bounds)
     with decoding("picture", [data], what, bounds) as answers:
         _fill(stack, answers)
     return stack.tensors()[0]
@@ -53,7 +53,7 @@ def load_painting(
     Errors: as `images`.
     """
     width, height = size
-    stack = _Stack(allow)
+    stack = _Stack(allow, what, bounds)
     with decoding("painting", [data], what, bounds, width=width, height=height) as answers:
         _fill(stack, answers)
     colours, alpha = stack.tensors()
@@ -85,14 +85,13 @@ def video(
     """Return the frames (B,H,W,3) in 0…1 of a window, their alpha (B,H,W) and its sound (1,C,T) with its rate.
 
     None for a video without alpha, and for a mute one. Errors: NodeError for a window without frames, else as `images`;
-    those of `allow` before a frame is decoded if the file has the number of frames.
+    for too many frames and those of `allow` before a frame is decoded if the file has their number.
     """
     with decoding("video", [data], what, bounds, **asdict(window)) as answers:
         known = Facts.of(_values(next(answers)))
-        expected = int(window.within(known.duration_s) * known.frame_rate)
-        count = expected if window or not known.frames else known.frames
+        count = _allow_frames(known, window, what, bounds)
         _allow_length(allow, what, window.within(known.duration_s), count, known.height, known.width, 3)
-        stack = _Stack(allow)
+        stack = _Stack(allow, what, bounds)
         rate = _values(_fill(stack, answers))["rate"]
         if not stack:
             raise NodeError(f"{what} has no frames from second {window.start_s:g} on")
@@ -105,10 +104,28 @@ def video(
 
 
 def load_rewritten(data: bytes, what: str, window: Window, style: Style, bounds: DecoderLimits) -> bytes:
-    """Return a window of a video as a new video. Errors: NodeError, as `video_file.rewritten` and `decoding`."""
+    """Return a window of a video as a new video.
+
+    Errors: NodeError, as `video_file.rewrite` and `decoding`; where frames are decoded, for more than a batch may have.
+    """
     asked = {**asdict(window), "style": {**asdict(style), "text": dict(style.text)}}
     with decoding("rewrite", [data], what, bounds, **asked) as answers:
-        return b"".join(answer for answer in answers if isinstance(answer, bytes))
+        made = b""
+        for answer in answers:
+            if isinstance(answer, dict):
+                _allow_frames(Facts.of(answer), window, what, bounds)
+            elif isinstance(answer, bytes):
+                made = answer
+        return made
+
+
+def _allow_frames(known: Facts, window: Window, what: str, bounds: DecoderLimits) -> int:
+    """Return how many frames of a video are in a window, as its head says. Errors: NodeError for too many."""
+    seconds = window.within(known.duration_s)
+    count = known.frames if known.frames and not window else int(seconds * known.frame_rate)
+    if (excess := bounds.sizes.excess("batch", count, "frames")) is not None:
+        raise NodeError(f"{what} has {seconds:,.0f} s to read, {excess}")
+    return count
 
 
 def _allow_length(allow: Allow, what: str, seconds: float, *shape: int) -> None:
@@ -120,10 +137,10 @@ def _allow_length(allow: Allow, what: str, seconds: float, *shape: int) -> None:
 
 
 class _Stack:
-    """Collects arriving frames. masked: without alpha each gets a mask of NO_MASK."""
+    """Collects arriving frames of a file. masked: without alpha each gets a mask of NO_MASK."""
 
-    def __init__(self, allow: Allow, *, masked: bool = False) -> None:
-        self._allow, self._masked = allow, masked
+    def __init__(self, allow: Allow, what: str, bounds: DecoderLimits, *, masked: bool = False) -> None:
+        self._allow, self._what, self._sizes, self._masked = allow, what, bounds.sizes, masked
         self._batches: deque[Tensor] = deque()
         self._count = 0
 
@@ -131,9 +148,11 @@ class _Stack:
         return bool(self._count)
 
     def add(self, batch: Pending) -> None:
-        """Add a batch (n,H,W,3|4). Errors: those of `allow`."""
+        """Add a batch (n,H,W,3|4). Errors: NodeError for too many; those of `allow`."""
         count, height, width, channels = batch.shape
         self._count += count
+        if (excess := self._sizes.excess("batch", self._count, "frames")) is not None:
+            raise NodeError(f"{self._what} has at least {excess}")
         self._allow(self._count, height, width, channels)
         if self._masked and channels == 3:
             self._allow(self._count, height * width * channels + math.prod(NO_MASK))

@@ -107,25 +107,27 @@ def webm_from_frames(images: Tensor, rate: Fraction, codec: str, crf: float, tex
 
 def rewrite(
     data: bytes, what: str, pixels: int, start_s: float, duration_s: float, style: Mapping[str, Any]
-) -> Iterator[bytes]:
-    """Yield a new video of a window of another, with its tags, overridden by the style's. style: the fields of a
-    `Style`.
+) -> Iterator[dict[str, Any] | bytes]:
+    """Yield a new video of a window of another, with its tags, overridden by the style's; before that the other's
+    metadata, if its frames are decoded. style: the fields of a `Style`.
 
     pixels: the limit of one frame. Errors: NodeError for odd sides, for a file without video in the window, and for a
     colour space other than the file's, which would need conversion.
     """
-    yield _rewritten(data, Window(start_s, duration_s), Style(**style), what, pixels)
+    yield from _rewritten(data, Window(start_s, duration_s), Style(**style), what, pixels)
 
 
-def _rewritten(data: bytes, window: Window, style: Style, what: str, pixels: int) -> bytes:
+def _rewritten(data: bytes, window: Window, style: Style, what: str, pixels: int) -> Iterator[dict[str, Any] | bytes]:
     known = video.video_facts(data, what)
     if style.color_space is not None and known.color_space not in (None, style.color_space):
         raise NodeError(f"the video is {known.color_space} and is not converted to {style.color_space}; choose auto")
     with open_container(data, what) as source:
         text = {**source.metadata, **style.text}
         if not window and _fits(source, known, style):
-            return _copied(source, style.suffix, text)
-        return _transcoded(data, source, known, window, style, text, what, pixels)
+            yield _copied(source, style.suffix, text)
+            return
+        yield known.as_values()
+        yield _transcoded(data, source, known, window, style, text, what, pixels)
 
 
 def _fits(source: Any, known: Facts, style: Style) -> bool:

@@ -77,9 +77,14 @@ class Vae:
         return to_host(mean.float()), to_host(deviation.float())
 
     def picture(self, latents: Tensor) -> Tensor:
-        """Return the first image of latents (B,c,h,w) as (H,W,C) uint8 on the host, by `to_host`."""
-        pixels = self._decoded(to_device(self._with_time(latents[:1]), self._device).to(self._dtype)).float()
-        image = ((pixels[0] + 1) / 2).clamp_(0, 1).movedim(0, -1)
+        """Return the first image of latents (B,c,h,w), or of a video's (B,c,T,h,w), as (H,W,C) uint8 on the host.
+
+        It goes there by `to_host`.
+        """
+        first = self._with_time(latents[:1] if latents.ndim == 4 else latents[:1, :, :1])
+        pixels = self._decoded(to_device(first, self._device).to(self._dtype)).float()
+        shown = pixels[0] if pixels.ndim == 4 else pixels[0, :, 0]
+        image = ((shown + 1) / 2).clamp_(0, 1).movedim(0, -1)
         return to_host(image.mul_(255).to(torch.uint8))
 
     def encode(self, images: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:

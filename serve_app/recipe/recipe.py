@@ -103,6 +103,14 @@ def encoders(type: str, name: str, *extra_files: str, folder: str = "text_encode
 
 
 def tiny_vae(name: str) -> Recipe:
-    """Return the recipe of a tiny autoencoder, which is published as two files. name: their prefix ("taesd")."""
+    """Return the recipe of a tiny autoencoder of images, which is published as two files.
+
+    name: their prefix ("taesd").
+    """
     encoder, decoder = (f"{name}_{half}.safetensors" for half in ("encoder", "decoder"))
     return Recipe("vae", "vae_approx", encoder, extra_files=(decoder,))
+
+
+def tiny_video_vae(name: str) -> Recipe:
+    """Return the recipe of a tiny autoencoder of videos. name: its file's ("taehv.safetensors")."""
+    return Recipe("vae", "vae_approx", name)

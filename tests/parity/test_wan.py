@@ -2,13 +2,16 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
-from serve_app.recipe.recipe import Recipe
+from serve_app.models.families import Taehv
+from serve_app.recipe.recipe import Recipe, tiny_video_vae
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Cfg, ClipVisionOutput, Guider, Noise, SamplerChoice
@@ -55,3 +58,24 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("run", wan_cases.RUNS, ids=lambda run: run.name)
 def test_a_run_batched_with_others_matches_comfyui(runs, run):
     FIGURES.assert_agrees(runs[run.name].latents, run.name, 1e-5)
+
+
+async def test_with_the_file_of_a_tiny_autoencoder_pictures_are_the_videos_first_image(tmp_path):
+    for folder in ("diffusion_models", "vae_approx"):
+        (tmp_path / folder).mkdir()
+    wan_cases.write(tmp_path / "diffusion_models")
+    save_file(Taehv(16, 1, (2, 2, 1), (1, 2, 2)).build().state_dict(), tmp_path / "vae_approx/lighttaew2_1.safetensors")
+    engine = Engine(MAX_CELLS, HostTimeline())
+    try:
+        weights = cpu_weights(Catalog(tmp_path))
+        pictures = []
+        runtime = EngineRuntime(engine, weights).bind(lambda *_: None, show=pictures.append, previews="taesd")
+        run = wan_cases.RUNS[0]
+        sampled = await asyncio.wait_for(runtime.sample(request(run)), 120)
+        await asyncio.sleep(0)
+        height, width = sampled.latents.shape[-2:]
+        assert [shown.shape for shown in pictures] == [(8 * height, 8 * width, 3)] * wan_cases.STEPS
+        shown = weights.vae(tiny_video_vae("lighttaew2_1.safetensors")).decode(sampled.denoised)[0, 0] * 255
+        assert np.abs(pictures[-1].astype(float) - shown.numpy()).max() <= 1
+    finally:
+        engine.close()

@@ -128,6 +128,7 @@ SCHEMAS: dict[str, Any] = {
         step=_or_null(_COUNT),
         steps=_or_null(_COUNT),
         message=_or_null(_TEXT),
+        seconds_left=_or_null({"type": "number", "minimum": 0}),
     ),
     "Output": _object(
         {

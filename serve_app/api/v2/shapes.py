@@ -68,7 +68,7 @@ def job_shape(
 
 
 def progress_shape(progress: JobProgress) -> dict[str, Any]:
-    """Return a running job's progress."""
+    """Return a running job's progress. seconds_left: an extension, of the current node's steps alone."""
     message = progress.class_type
     if message is not None and progress.steps is not None:
         message = f"{message} {progress.step}/{progress.steps}"
@@ -81,6 +81,7 @@ def progress_shape(progress: JobProgress) -> dict[str, Any]:
         "step": progress.step,
         "steps": progress.steps,
         "message": message,
+        "seconds_left": progress.left_s,
     }
 
 

@@ -21,6 +21,7 @@ from serve_app.models.families.autoencoders.pixel_space import PixelSpace
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.same import SameVae
 from serve_app.models.families.autoencoders.seedvr2 import SeedVr2Vae
+from serve_app.models.families.autoencoders.taehv import TaeH3, Taehv
 from serve_app.models.families.autoencoders.taesd import Taesd
 from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
@@ -137,6 +138,7 @@ VAES: Sequence[type[VaeFamily]] = (
     # Before LTX-2's, whose layers it has.
     *(SeedVr2Vae, LtxVideoVae),
     *(Flux2Vae, Ltx2Vae, Ltx25Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd),
+    *(Taehv, TaeH3),
     PixelSpace,
     *(HunyuanVideo15Vae, HunyuanVideoVae, MageFlowVae),
 )
@@ -295,6 +297,8 @@ __all__ = [
     "StableAudio3",
     "StableAudioOpenVae",
     "StyleAdapter",
+    "TaeH3",
+    "Taehv",
     "Taesd",
     "Unclip",
     "Unet",

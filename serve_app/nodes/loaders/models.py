@@ -8,11 +8,11 @@ from typing import Annotated, TypeAlias
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Choice, File
 from serve_app.nodes.sockets import CLIP, MODEL, VAE
-from serve_app.recipe.recipe import ENCODER_TYPE, Recipe, encoders, tiny_vae
+from serve_app.recipe.recipe import ENCODER_TYPE, Recipe, encoders, tiny_vae, tiny_video_vae
 from serve_app.recipe.text import ClipSkip, ProjectedBy
 from serve_app.recipe.training import Discrete
 from serve_app.recipe.weights import EightBit, Rounded
-from serve_app.store.models.catalog import TINY_VAES
+from serve_app.store.models.catalog import TINY_VAES, is_tiny_video_vae
 
 _CONFIGS: Mapping[str, Discrete | ClipSkip | None] = {
     "anything_v3.yaml": ClipSkip(-2),
@@ -222,9 +222,11 @@ def quadruple_clip_loader(
 
 @node("VAELoader", "Load VAE", category="model/loaders", function="load_vae")
 def vae_loader(vae_name: Annotated[str, File("vae")]) -> VAE:
-    """A VAE in a file of its own, a TAESD in its two files, or pixels as they are."""
+    """A VAE in a file of its own, a TAESD in its two files, a TAEHV in its one, or pixels as they are."""
     if vae_name in TINY_VAES:
         return tiny_vae(vae_name)
+    if is_tiny_video_vae(vae_name):
+        return tiny_video_vae(vae_name)
     return Recipe("vae", "vae", vae_name)
 
 

@@ -20,6 +20,7 @@ from serve_app.packs.comfy.sample import PREVIEW
 from serve_app.packs.comfy.sd import VAE
 from serve_app.recipe.recipe import tiny_vae
 from serve_app.sampling.latents.latent_formats import FLUX, FLUX2, SD, SD3, SDXL
+from serve_app.store.models.catalog import TINY_VIDEO_VAES
 
 MAX_PREVIEW_RESOLUTION = 512
 TINY_LATENTS = {latents.tiny: latents for latents in (SD, SDXL, SD3, FLUX, FLUX2)}
@@ -106,12 +107,24 @@ class TAESDPreviewerImpl(LatentPreviewer):
         return preview_to_image(self.taesd.decode(x0[:1])[0].movedim(0, 2))
 
 
+class TAEHVPreviewerImpl(TAESDPreviewerImpl):
+    """A picture as a video's autoencoder decodes it. taesd: has `decode`, whose videos are in 0…1."""
+
+    def decode_latent_to_preview(self, x0: Tensor) -> Image.Image:
+        """Return the first image of the first of latents (B,C,T,h,w) as a picture."""
+        return preview_to_image(self.taesd.decode(x0[:1, :, :1])[0][0], do_scale=False)
+
+
 NAMES: Mapping[str, Any] = {
     **PREVIEW,
     "MAX_PREVIEW_RESOLUTION": MAX_PREVIEW_RESOLUTION,
+    "VIDEO_TAES": list(TINY_VIDEO_VAES),
     **{
         made.__name__: made
-        for made in (preview_to_image, LatentPreviewer, Latent2RGBPreviewer, TAESD, TAESDPreviewerImpl)
+        for made in (
+            *(preview_to_image, LatentPreviewer, Latent2RGBPreviewer, TAESD, TAESDPreviewerImpl),
+            TAEHVPreviewerImpl,
+        )
     },
 }
 """What `latent_preview` has."""

@@ -105,7 +105,8 @@ class LatentFormat:
         self.scale_factor, self.shift_factor = latents.scale, latents.shift
         self.latent_rgb_factors = None if latents.preview is None else [list(row) for row in latents.preview.rows]
         self.latent_rgb_factors_bias = None if latents.preview is None else list(latents.preview.offset)
-        self.taesd_decoder_name = f"{latents.tiny}_decoder" if latents.tiny else None
+        end = "" if latents.frames else "_decoder"
+        self.taesd_decoder_name = f"{latents.tiny}{end}" if latents.tiny else None
 
     def process_in(self, latent: Tensor) -> Tensor:
         """Return an autoencoder's latents as the model samples them."""

@@ -163,6 +163,7 @@ WAN = LatentFormat(
     scale=tuple(1 / deviation for deviation in _WAN_DEVIATIONS),
     shift=_WAN_MEANS,
     frames=4,
+    tiny="lighttaew2_1",
     preview=PreviewMap(
         (
             (-0.1299, -0.1692, 0.2932),
@@ -225,6 +226,7 @@ WAN_22 = LatentFormat(
     scale=tuple(1 / deviation for deviation in _WAN_22_DEVIATIONS),
     shift=_WAN_22_MEANS,
     frames=4,
+    tiny="lighttaew2_2",
     preview=PreviewMap(
         (
             (0.0119, 0.0103, 0.0046),
@@ -383,6 +385,7 @@ HUNYUAN_VIDEO = LatentFormat(
     channels=16,
     scale=0.476986,
     frames=4,
+    tiny="taehv",
     preview=PreviewMap(
         (
             (-0.0395, -0.0331, 0.0445),
@@ -411,6 +414,7 @@ HUNYUAN_VIDEO_15 = LatentFormat(
     factor=16,
     scale=1.03682,
     frames=4,
+    tiny="lighttaehy1_5",
     preview=PreviewMap(
         (
             (0.0568, -0.0521, -0.0131),
@@ -599,6 +603,7 @@ LTX2 = LatentFormat(
     channels=128,
     factor=32,
     frames=8,
+    tiny="taeltx_2",
     preview=PreviewMap(
         (
             (0.001135, -0.010555, -0.004925),
@@ -766,6 +771,7 @@ MINIMAX_H3 = VideoWithSound(
     channels=24,
     factor=16,
     frames=4,
+    tiny="taeh3",
     preview=PreviewMap(
         (
             (-0.018555, 0.024344, -0.017536),

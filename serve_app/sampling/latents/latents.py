@@ -39,8 +39,8 @@ class LatentFormat:
     factor: pixels per latent cell along one side. scale, shift: per channel, the inverse deviation and the mean.
     frames: images of a video that one latent frame covers, for latents with a time axis, (B,C,T,h,w); 0 without,
     (B,C,h,w). sound: latents are of a sound, (B,C,T), and factor is of its samples. preview: shows latents without the
-    autoencoder. tiny: prefix of the files of the tiny autoencoder that decodes them too. others: formats of the parts
-    that may be sampled with it, such as the sound of a video.
+    autoencoder. tiny: prefix of the files of the tiny autoencoder that decodes them too; a video's is one file.
+    others: formats of the parts that may be sampled with it, such as the sound of a video.
     """
 
     channels: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -61,7 +62,8 @@ class JobLookup:
         if (job := unended.get(job_id)) is None:
             return None
         stream = self._published.stream(job_id)
-        how = progress_of(job, unended.waiting.position(job_id), stream.events if stream else ())
+        events = stream.events if stream else ()
+        how = progress_of(job, unended.waiting.position(job_id), events, time.time())
         preview = self._published.preview(job_id)
         return how if preview is None else replace(how, preview=preview.seq)
 

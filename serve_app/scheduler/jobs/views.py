@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
@@ -15,6 +15,9 @@ from serve_app.scheduler.protocol.messages import PROGRESS_TEXT
 from serve_app.store.database.changes import JobQuery, JobRow, made_from
 from serve_app.store.tenants.credentials import without_credentials
 from serve_app.store.tenants.pauses import Pause
+
+MEASURED_REPORTS = 32
+"""A node's rate is that of so many reports of its progress at most."""
 
 
 def queue_view(
@@ -68,8 +71,13 @@ def live_view(job: JobRecord) -> JobView:
     return made_from(JobView, job.row, percent=percent, **since)
 
 
-def progress_of(job: JobRecord, position: int | None, events: Sequence[Event]) -> JobProgress:
-    """Return a job's progress. position: in the queue, from 1. events: its published ones."""
+def progress_of(
+    job: JobRecord, position: int | None, events: Sequence[Event], now_s: float | None = None
+) -> JobProgress:
+    """Return a job's progress. position: in the queue, from 1. events: its published ones.
+
+    now_s: Unix time; None: of the last report.
+    """
     nodes = {node_id for task in job.plan.tasks for node_id in task.nodes}
     done = len(nodes & {*job.finished, *job.cached, *job.outputs})
     node = next(reversed(job.executing.values()), None)
@@ -82,7 +90,44 @@ def progress_of(job: JobRecord, position: int | None, events: Sequence[Event]) -
     about = (e.data for e in reversed(events) if e.kind == "message" and e.data.get("type") == PROGRESS_TEXT)
     text = next((str(data["data"].get("text", "")) for data in about if data["node"] == node), "")
     class_type = job.plan.graph.nodes[node].class_type if node in job.plan.graph.nodes else None
-    return JobProgress(position, job.percent, done, len(nodes), node, class_type, step, steps, text)
+    left_s = remaining_s(_reports(events, said), now_s) if stepping else None
+    return JobProgress(position, job.percent, done, len(nodes), node, class_type, step, steps, text, left_s=left_s)
+
+
+def remaining_s(reports: Iterable[Event], now_s: float | None = None) -> float | None:
+    """Return about how many seconds a node's remaining steps take; None before two steps are done.
+
+    reports: its progress, newest first. The rate is that of its last steps; what the first one took is not counted, as
+    models are loaded before it. now_s: as `progress_of`.
+    """
+    measured = [
+        (report.at_s, float(report.data["value"]), float(report.data["max"]))
+        for report in islice(reports, MEASURED_REPORTS)
+    ]
+    if not measured:
+        return None
+    (newest_s, done, steps), *_ = measured
+    oldest_s, before = newest_s, done
+    for at_s, value, of in measured:
+        # More steps than later, or of others: they are of an earlier run.
+        if not 1 <= value <= before or of != steps:
+            break
+        oldest_s, before = at_s, value
+    if before == done:
+        return None
+    each_s = max(0.0, newest_s - oldest_s) / (done - before)
+    since_s = 0.0 if now_s is None else max(0.0, now_s - newest_s)
+    return round(max(0.0, each_s * (steps - done) - since_s), 1)
+
+
+def _reports(events: Sequence[Event], newest: Mapping[str, Any]) -> Iterator[Event]:
+    """Yield the progress of the node of the newest report, newest first, back to its start."""
+    for event in reversed(events):
+        if event.data.get("node") == newest["node"]:
+            if event.kind == "executing":
+                return
+            if event.kind == "progress":
+                yield event
 
 
 def success_view(job: JobRecord, ended_s: float) -> JobView:

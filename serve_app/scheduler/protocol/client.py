@@ -65,7 +65,8 @@ class JobProgress:
 
     position: in the queue, from 1, while it waits. percent: 0–99. done, total: of the nodes that it may run. node: a
     running one, as submitted, with its class; step of steps: its last report. text: what it last said of itself, such
-    as how far its models are loaded. preview: the cursor of the newest preview, 0 for none.
+    as how far its models are loaded. preview: the cursor of the newest preview, 0 for none. left_s: about how long the
+    node's other steps take at the rate of its last ones, None before two are done; nodes after it are not counted.
     """
 
     position: int | None
@@ -78,6 +79,7 @@ class JobProgress:
     steps: int | None = None
     text: str = ""
     preview: int = 0
+    left_s: float | None = None
 
 
 class QueueItem(NamedTuple):

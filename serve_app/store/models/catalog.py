@@ -59,6 +59,8 @@ DRAWING = ("checkpoints", "diffusion_models", "diffusers")
 
 TINY_VAES = ("taesd", "taesdxl", "taesd3", "taef1", "taef2")
 """VAEs by the name of their family: an encoder and a decoder, each in a file of vae_approx."""
+TINY_VIDEO_VAES = ("taehv", "lighttaew2_2", "lighttaew2_1", "lighttaehy1_5", "taeltx_2", "taeh3")
+"""Tiny VAEs of videos, each one file of vae_approx, by its name without the suffix."""
 PIXEL_SPACE = "pixel_space"
 """The VAE of models that work on pixels. Its file comes with the server."""
 _PIXEL_SPACE_FILE = Path(__file__).with_name("pixel_space.safetensors")
@@ -103,9 +105,10 @@ class Catalog:
         """Return what a loader offers of a folder: its models, and VAEs that are no file there. Errors: as `names`."""
         if folder != "vae":
             return self.names(folder)
-        halves = set(self.names("vae_approx"))
+        approximate = self.names("vae_approx")
+        halves = set(approximate)
         tiny = (n for n in TINY_VAES if {f"{n}_encoder.safetensors", f"{n}_decoder.safetensors"} <= halves)
-        return [*self.names(folder), *tiny, PIXEL_SPACE]
+        return [*self.names(folder), *filter(is_tiny_video_vae, approximate), *tiny, PIXEL_SPACE]
 
     def path(self, folder: str, name: str) -> Path:
         """Return the path of a model file on this host; one in a bucket is fetched if needed.
@@ -229,7 +232,7 @@ class Catalog:
             return []
         if folder == "vae" and name in TINY_VAES:
             return [self._find("vae_approx", f"{name}_{half}.safetensors") for half in ("encoder", "decoder")]
-        return [self._find(folder, name)]
+        return [self._find("vae_approx" if folder == "vae" and is_tiny_video_vae(name) else folder, name)]
 
     def _fingerprint(self, name: str | None) -> str:
         found = self.files.stat(name) if name is not None else None
@@ -263,6 +266,11 @@ class Catalog:
                 f"there is no folder {folder[:100]!r} of model files{near}; there are {', '.join(FOLDERS)}"
             )
         return known
+
+
+def is_tiny_video_vae(name: str) -> bool:
+    """Whether a VAE's name is a file of vae_approx, as VAELoader has it."""
+    return name.rpartition(".")[0] in TINY_VIDEO_VAES
 
 
 def no_models(folder: Path | str = "models") -> str:

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 
 from serve_app.errors import ModelFileError
 from serve_app.store.models import gguf_header
-from serve_app.store.models.catalog import PIXEL_SPACE, TINY_VAES, Catalog
+from serve_app.store.models.catalog import PIXEL_SPACE, TINY_VAES, Catalog, is_tiny_video_vae
 from serve_app.store.models.header import shapes
 from serve_app.store.models.kinds import refusal
 
@@ -31,6 +31,8 @@ class ModelCheck:
         """Return why a file cannot be a part of a model, None if it can or is absent."""
         if folder == "diffusers" or (folder == "vae" and name in (*TINY_VAES, PIXEL_SPACE)):
             return None
+        if folder == "vae" and is_tiny_video_vae(name):
+            folder = "vae_approx"
         try:
             stat = self._catalog.stat(folder, name)
         except ModelFileError:

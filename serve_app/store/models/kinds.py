@@ -217,6 +217,7 @@ _VAES = (
     _known("Stable Video Diffusion", "decoder.mid.block_1.mix_factor"),
     _known("Stable Diffusion, Flux.1 and Flux.2", "decoder.conv_in.weight"),
     _known("pixels", "pixel_space_vae"),
+    _known("tiny ones of videos", "decoder.22.bias"),
 )
 
 _PATCHES = (

@@ -8,12 +8,14 @@ from collections.abc import Callable
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.media import loading
 from serve_app.media.decoder import DecoderLimits
 from serve_app.media.video import Window
+from serve_app.media.video_file import Style
 
 WHAT = "the file 'long'"
 RATE = 8000
@@ -68,3 +70,32 @@ def test_a_long_video_is_refused_by_its_head(window: Window, seconds: int) -> No
     with pytest.raises(NodeError, match=f"^the file 'long' has {seconds} s to read, and it is too large$"):
         loading.video(video(200), WHAT, window, BOUNDS, refusing(asked))
     assert asked == [(seconds * 10, 16, 32, 3)], "refused before a frame is decoded"
+
+
+FEW = DecoderLimits(SizeLimits(batch=100))
+TOO_MANY = r"frames; limits\.batch of the configuration allows 100$"
+
+
+@pytest.mark.parametrize(("window", "says"), [(Window(), "20 s to read, 200"), (Window(5, 12), "12 s to read, 120")])
+def test_a_video_of_too_many_frames_is_refused_by_its_head(window: Window, says: str) -> None:
+    asked: list[tuple[int, ...]] = []
+    for load in (
+        lambda: loading.video(video(200), WHAT, window, FEW, refusing(asked)),
+        lambda: loading.load_rewritten(video(200), WHAT, window, Style("mp4", "h264"), FEW),
+    ):
+        with pytest.raises(NodeError, match=f"^the file 'long' has {says} {TOO_MANY}"):
+            load()
+    assert asked == [], "refused before room is asked for"
+
+
+def test_frames_that_no_head_counts_are_refused_as_they_come() -> None:
+    buffer = io.BytesIO()
+    shown = [Image.new("L", (16, 16), level) for level in range(200)]
+    shown[0].save(buffer, "GIF", save_all=True, append_images=shown[1:])
+    with pytest.raises(NodeError, match=f"^the file 'long' has at least [0-9]+ {TOO_MANY}"):
+        loading.images(buffer.getvalue(), WHAT, FEW, lambda *_: None)
+
+
+def test_a_long_video_whose_streams_are_copied_is_not_counted() -> None:
+    copied = loading.load_rewritten(video(200), WHAT, Window(), Style("auto", "auto"), FEW)
+    assert loading.load_facts(copied, WHAT, FEW).frames == 200

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.packs.comfy.latent_preview import TAESD, Latent2RGBPreviewer, TAESDPreviewerImpl
+from serve_app.packs.comfy.latent_preview import TAESD, Latent2RGBPreviewer, TAEHVPreviewerImpl, TAESDPreviewerImpl
 
 FACTORS = [[1.0, 0.0, 0.0], [0.0, 0.5, 0.0]]
 
@@ -28,6 +28,16 @@ def test_an_autoencoders_picture_is_of_the_first_latent() -> None:
             return torch.full((len(latents), 3, 2, 2), -1.0)
 
     assert TAESDPreviewerImpl(Decoder()).decode_latent_to_preview(torch.zeros(5, 4, 1, 1)).getpixel((1, 1)) == (0, 0, 0)
+
+
+def test_a_videos_picture_is_of_its_first_latent_frame() -> None:
+    class Decoder:
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            assert latents.shape == (1, 16, 1, 1, 1)
+            return torch.full((1, 1, 2, 2, 3), 1.0)
+
+    shown = TAEHVPreviewerImpl(Decoder()).decode_latent_to_preview(torch.zeros(5, 16, 3, 1, 1))
+    assert shown.getpixel((1, 1)) == (255, 255, 255)
 
 
 def test_a_file_that_is_no_small_autoencoder_is_refused_by_its_name() -> None:

@@ -26,7 +26,7 @@ from serve_app.models.families.family import Family
 from serve_app.models.weights.loading import Loaded
 from serve_app.nodes.registry import specs
 from serve_app.nodes.video.value import VideoFromFile
-from tests.parity import taesd_cases
+from tests.parity import taehv_files, taesd_cases
 from tests.templates import tiny
 from tests.templates.test_ltx import small_prompt as small_ltx
 from tests.templates.test_seedvr2 import resize
@@ -228,8 +228,10 @@ TEMPLATES = (
     *("image_lotus_depth_v1_1", "llm_qwen3_5_text_gen"),
     *("ltxv_text_to_video", "image_chroma1_radiance_text_to_image"),
 )
-OF_NO_FILE = ("pixel_space", "taesdxl")
-"""Autoencoders that have no file of their name."""
+TINY_VIDEO_VAES = {"taehv.safetensors": "Taehv", "taeh3.safetensors": "TaeH3"}
+"""Tiny autoencoders of videos with the names of their families."""
+OF_NO_FILE = ("pixel_space", "taesdxl", *TINY_VIDEO_VAES)
+"""Autoencoders of which `tiny` writes no file."""
 SEEING = ("utility_depth_anything3_image_depth_estimation", "utility_moge_depth_estimation")
 """Templates that show what a network sees in a picture."""
 MASKING = ("utility_birefnet_remove_background", "utility_image_segment_sam3")
@@ -330,6 +332,7 @@ SHOWN: Mapping[str, str] = {
     "unclip": "Unclip",
     "pixel_space": "PixelSpace",
     "taesdxl": "Taesd",
+    **TINY_VIDEO_VAES,
 }
 """The families that each workflow shows, by the names of their classes; what others show may be left out."""
 NOT_SHOWN: Mapping[str, str] = {
@@ -414,6 +417,8 @@ async def test_every_family_loads_draws_and_saves(tmp_path: Path, names: Sequenc
     prompts = {name: PROMPTS[name]() for name in names}
     write_sample_checkpoint(tmp_path / "models" / "checkpoints" / "tiny.safetensors")
     taesd_cases.write(tmp_path / "models")
+    for name in TINY_VIDEO_VAES:
+        taehv_files.write(tmp_path / "models", name.removesuffix(".safetensors"))
     for name, made in prompts.items():
         if name not in OF_NO_FILE:
             tiny.write(tmp_path / "models", made, specs())

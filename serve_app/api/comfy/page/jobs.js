@@ -37,7 +37,8 @@ function state(job) {
     return at?.position ? `${ordinal(at.position)}${wait}` : "waits";
   }
   if (at?.text) return at.text;
-  if (at?.steps) return `${at.class_type}, step ${at.step} of ${at.steps}`;
+  const left = at?.left_s == null ? "" : `, about ${duration(at.left_s)} left`;
+  if (at?.steps) return `${at.class_type}, step ${at.step} of ${at.steps}${left}`;
   return at?.class_type ?? "starts";
 }
 

@@ -51,7 +51,8 @@ function progress(job) {
   const made = element("div")
   if (job.state === "pending" || at === null) return made
   made.append(element("progress", "", { max: 100, value: at.percent }))
-  const step = at.text ? `: ${at.text}` : at.steps ? `, step ${at.step} of ${at.steps}` : ""
+  const left = at.left_s === null ? "" : `, about ${duration(at.left_s)} left`
+  const step = at.text ? `: ${at.text}` : at.steps ? `, step ${at.step} of ${at.steps}${left}` : ""
   made.append(element("div", `${at.class_type ?? ""}${step}`))
   if (at.preview) {
     const source = `${BASE}/operator/jobs/${encodeURIComponent(job.job_id)}/preview?${at.preview}`

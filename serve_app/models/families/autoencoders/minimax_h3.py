@@ -198,13 +198,10 @@ class MiniMaxH3Vae(VideoVaeFamily):
         return built
 
     def images_of(self, latent_frames: int) -> int:
-        clips, rest = divmod(latent_frames, OF_CLIP)
-        return clips * CLIP + (rest * FRAMES - LEAD if rest else 0)
+        return images_of(latent_frames)
 
     def latent_frames(self, count: int) -> Iterator[slice]:
-        """Yield the clips of a video of `count` images; the last may be shorter."""
-        for first in range(0, count, CLIP):
-            yield slice(first, min(first + CLIP, count))
+        return clips(count)
 
     def decode_frames(self, network: Any, latents: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield a video's images clip by clip: each is decoded with the first latent frames of the next."""
@@ -264,6 +261,18 @@ class MiniMaxH3Vae(VideoVaeFamily):
             return [_spread(numbers, latents) for numbers in (MEANS, DEVIATIONS)]
         own = network.statistics
         return [numbers.view(1, -1, 1, 1, 1).to(latents) for numbers in (own.mean, own.deviation)]
+
+
+def images_of(latent_frames: int) -> int:
+    """Return how many images a number of latent frames covers."""
+    whole, rest = divmod(latent_frames, OF_CLIP)
+    return whole * CLIP + (rest * FRAMES - LEAD if rest else 0)
+
+
+def clips(count: int) -> Iterator[slice]:
+    """Yield the clips of a video of `count` images; the last may be shorter."""
+    for first in range(0, count, CLIP):
+        yield slice(first, min(first + CLIP, count))
 
 
 def statistics(channels: int) -> nn.Module:

@@ -106,7 +106,7 @@ def _encoder(latent_channels: int, pooled: bool) -> nn.Module:
 
 
 def _decoder(latent_channels: int, pooled: bool) -> nn.Module:
-    layers: list[nn.Module] = [_Bend(), _convolution(latent_channels, _WIDTH), nn.ReLU()]
+    layers: list[nn.Module] = [Bend(), _convolution(latent_channels, _WIDTH), nn.ReLU()]
     for pools in (pooled, False, False):
         blocks = (_Block(pools) for _ in range(3))
         layers += [*blocks, nn.Upsample(scale_factor=2), _convolution(_WIDTH, _WIDTH, bias=False)]
@@ -117,7 +117,9 @@ def _convolution(inside: int, outside: int, *, stride: int = 1, bias: bool = Tru
     return nn.Conv2d(inside, outside, 3, padding=1, stride=stride, bias=bias)
 
 
-class _Bend(nn.Module):
+class Bend(nn.Module):
+    """Squashes latents smoothly."""
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / _LIMIT) * _LIMIT
 

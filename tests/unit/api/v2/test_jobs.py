@@ -60,7 +60,10 @@ async def test_a_job_can_be_read_from_queue_to_success(client, replica, example)
         "step": 10,
         "steps": 20,
         "message": "KSampler 10/20",
+        "seconds_left": None,
     }
+    await replica.progress(job["id"], "3", 15, 20)
+    assert (await client.get(job["urls"]["self"])).json()["progress"]["seconds_left"] >= 0
     await replica.succeed(job["id"], {})
     ended = (await client.get(job["urls"]["self"])).json()
     assert (ended["status"], ended["progress"], ended["metadata"]) == ("succeeded", None, {"client": "acme"})

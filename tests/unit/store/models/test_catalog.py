@@ -114,6 +114,17 @@ def test_a_taesd_is_a_vae_once_both_of_its_halves_are_there(tmp_path: Path) -> N
     assert catalog.fingerprint("vae", "taesd") != before
 
 
+def test_a_tiny_autoencoder_of_videos_is_a_vae_by_the_name_of_its_file(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    put(tmp_path / "vae_approx/taehv.safetensors")
+    put(tmp_path / "vae_approx/taehv_of_mine.safetensors")
+    assert catalog.choices("vae") == ["taehv.safetensors", "pixel_space"]
+    assert catalog.names("vae") == []
+    before = catalog.fingerprint("vae", "taehv.safetensors")
+    put(tmp_path / "vae_approx/taehv.safetensors", b"other")
+    assert catalog.fingerprint("vae", "taehv.safetensors") != before
+
+
 def test_a_folder_in_diffusers_layout_is_one_name_for_the_files_of_its_parts(tmp_path: Path) -> None:
     put(tmp_path / "diffusers/sd/mine/model_index.json")
     put(tmp_path / "diffusers/unfinished/unet/diffusion_pytorch_model.safetensors")

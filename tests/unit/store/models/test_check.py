@@ -83,6 +83,15 @@ def test_a_file_that_is_absent_or_of_a_format_of_its_own_is_left_to_who_reads_it
     assert check.refusal("backbone", "diffusers", "folder") is None
 
 
+def test_a_tiny_autoencoder_of_videos_is_checked_where_it_is(models: Path) -> None:
+    (models / "vae_approx").mkdir()
+    save_file({"some.weight": torch.zeros(1)}, models / "vae_approx" / "taehv.safetensors")
+    save_file({"decoder.22.bias": torch.zeros(3)}, models / "vae_approx" / "taeh3.safetensors")
+    check = ModelCheck(Catalog(models))
+    assert "holds no VAE that is known" in str(check.refusal("vae", "vae", "taehv.safetensors"))
+    assert check.refusal("vae", "vae", "taeh3.safetensors") is None
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
