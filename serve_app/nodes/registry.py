@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
@@ -56,4 +57,9 @@ DISPLAY_NAMES: Mapping[str, str] = _table("NODE_DISPLAY_NAME_MAPPINGS")
 
 def specs() -> dict[str, NodeSpec]:
     """Return every built-in class as data."""
+    return dict(_specs())
+
+
+@cache
+def _specs() -> Mapping[str, NodeSpec]:
     return {name: spec_of(node_class, name, DISPLAY_NAMES.get(name, "")) for name, node_class in BUILTIN.items()}

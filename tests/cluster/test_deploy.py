@@ -47,13 +47,12 @@ class Clients(threading.Thread):
                     self.failures.append(f"{answer.status_code} {answer.text}")
 
 
-@pytest.fixture(scope="module", params=["proxy", "haproxy"])
+@pytest.fixture(scope="module", params=["haproxy", pytest.param("proxy", marks=pytest.mark.long)])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     with started(tmp_path_factory.mktemp("cluster"), haproxy=request.param == "haproxy") as cluster:
         yield cluster
 
 
-@pytest.mark.parametrize("cluster", ["proxy", pytest.param("haproxy", marks=pytest.mark.long)], indirect=True)
 def test_up_uses_the_cluster_of_ray_address_and_withdraws_from_it(cluster: RayCluster):
     config = cluster.root / "up.yaml"
     config.write_text(yaml.safe_dump(cluster.config()))
@@ -106,7 +105,6 @@ def test_an_upgrade_under_load_ends_every_job_once_and_fails_no_request(cluster:
     assert clients.failures == []
 
 
-@pytest.mark.parametrize("cluster", ["proxy"], indirect=True)
 def test_a_pool_of_half_a_gpu_starts_from_zero_and_shares_a_job_with_a_cpu_pool(cluster: RayCluster):
     pools = [
         {"name": "gpu", "num_gpus": 0.5, "accepts": MODEL_NODES, "min_replicas": 0, "idle_s": 2},

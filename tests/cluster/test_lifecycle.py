@@ -150,6 +150,7 @@ def test_jobs_that_sigkill_interrupts_finish_after_the_next_start_and_equal_ones
     assert {node for event in told if event["kind"] == "cached" for node in event["data"]["nodes"]} == set(long)
 
 
+@pytest.mark.long
 def test_the_older_of_two_servers_works_again_when_the_newer_has_gone_and_jobs_of_both_are_there(place: Place):
     older = place.server
     first = older.submit(txt2img(11))

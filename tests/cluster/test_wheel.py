@@ -48,11 +48,16 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_lists_its_examples_and_draws_the_demonstrations_picture(command: Path, tmp_path: Path):
     assert "text-to-image" in json.loads(run(str(command), "examples", "--json", cwd=tmp_path))
+    run(str(command), "examples", "--out", "examples", cwd=tmp_path)
+    assert (tmp_path / "examples" / "lora.json").is_file()
     said = run(str(command), "demo", cwd=tmp_path)
     assert "that file shows: a large red circle on the left, blue background" in said
     assert (tmp_path / "output" / "demo_00001_.png").stat().st_size > 1000
+    for kind in ("checkpoints", "loras", "controlnet", "embeddings"):
+        assert list((tmp_path / "models" / kind).glob("*.safetensors")), f"the wheel brings nothing for {kind}"
 
 
+@pytest.mark.long
 def test_the_wheels_server_stays_draws_an_example_and_stops_when_nobody_reads_it_any_more(
     command: Path, tmp_path: Path
 ):

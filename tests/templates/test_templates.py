@@ -104,6 +104,7 @@ AGAIN = {
     "image_qwen_image",
     "image_qwen_Image_2512",
     "image_qwen_image_edit_2509",
+    "image_qwen_image_edit_2511",
     "image_anima_base_v1",
     "image_qwen_image_2_1_t2i",
     "image_qwen_image_2_1_turbo_image_edit",
@@ -141,7 +142,7 @@ WITH_SOUND = ("video_minimax_h3_t2v", "video_minimax_h3_r2v", "video_fastvideo_f
 """Templates that make a video with its sound."""
 CUT = {"width": 64, "height": 64, "length": 17, "video_frames": 17}
 """How large a video is made here, where a node is given its size as numbers: the templates' own take minutes."""
-CUT_BY_TITLE = {"Width": 64, "Height": 64, "Duration": 1, "Float (Duration)": 1.0, "Float (duration)": 1.0}
+CUT_BY_TITLE = {"Width": 64, "Height": 64, "Duration": 1, "Float (Duration)": 1.0, "Float (duration)": 0.5}
 """The same for what nodes compute it of, by the titles of those that give these numbers; durations are in seconds."""
 SWITCHES = {
     "Enable 4 Steps LoRA?": True,
@@ -156,10 +157,12 @@ SMALL = {
     "megapixels": 0.1,
 }
 """The largest numbers that short tests leave in inputs, or nodes, of these names: templates' own sizes take minutes."""
+SCALE = {"upscale_method": "area", "width": 256, "height": 256, "crop": "disabled"}
+"""To what short tests scale an image with ImageScale where FluxKontextImageScale makes it a megapixel."""
 SMALL_SIDE = 400
 """The longest side of a picture of 0.1 megapixels or less, of any template."""
 STEPS = 2
-"""How many steps samplers take at most, where a number says it and no window is cut of them: forty take too long."""
+"""How many steps samplers take at most, where no window is cut of them: forty take too long."""
 TOKENS = 24
 """How many tokens of a prompt language models write at most."""
 BYPASSED = 4
@@ -187,9 +190,20 @@ def prompt_of(name: str) -> dict[str, Any]:
         inputs = node["inputs"]
         if isinstance(tokens := inputs.get("max_length"), int):
             inputs["max_length"] = min(tokens, TOKENS)
-        if isinstance(steps := inputs.get("steps"), int) and "end_at_step" not in inputs:
-            inputs["steps"] = min(steps, STEPS)
+        if "steps" in inputs and "end_at_step" not in inputs:
+            cut_steps(prompt, inputs, "steps")
     return prompt
+
+
+def cut_steps(prompt: dict[str, Any], inputs: dict[str, Any], key: str) -> None:
+    """Let an input be no more than `STEPS`, or what gives it: a number, or a switch between two."""
+    if isinstance(steps := inputs[key], int):
+        inputs[key] = min(steps, STEPS)
+    elif (given := prompt[steps[0]])["class_type"] == "PrimitiveInt":
+        cut_steps(prompt, given["inputs"], "value")
+    elif given["class_type"] == "ComfySwitchNode":
+        cut_steps(prompt, given["inputs"], "on_false")
+        cut_steps(prompt, given["inputs"], "on_true")
 
 
 @asynccontextmanager
@@ -219,8 +233,10 @@ def saved_of(outputs: dict[str, Any]) -> list[dict[str, Any]]:
 def shrink(prompt: dict[str, Any]) -> None:
     for node in prompt.values():
         title = node["_meta"]["title"]
+        if node["class_type"] == "FluxKontextImageScale":
+            node |= {"class_type": "ImageScale", "inputs": {**node["inputs"], **SCALE}}
         for key, number in node["inputs"].items():
-            most = SMALL.get(title if key == "value" else key)
+            most = SMALL.get(title if key == "value" else key.rpartition(".")[2])
             if most is not None and isinstance(number, int | float):
                 node["inputs"][key] = min(number, most)
 

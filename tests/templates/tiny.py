@@ -246,7 +246,7 @@ def of_networks(name: str) -> Tensors:
 FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/flux1-dev.*": lambda: whole(FLUX, VAE, clip_l=CLIP_L, t5xxl=T5),
-    r"checkpoints/sd3.5.*": lambda: whole(SD3, VAE, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
+    r"checkpoints/sd3.5.*": lambda: sd3_checkpoint(),
     r"checkpoints/sdpose.*": lambda: sdpose_checkpoint(),
     r"diffusion_models/rt_detr.*": lambda: found("rt_detr"),
     r"checkpoints/svd.*": lambda: svd_checkpoint(),
@@ -327,7 +327,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/pile_t5.*": lambda: {**text_tensors(PILE_T5), "spiece_model": bytes_of(llama2_pieces())},
     r"text_encoders/t5xxl_48.*": lambda: text_tensors(PARITY_T5),
     r"text_encoders/byt5.*": lambda: text_tensors(BYT5),
-    r"text_encoders/qwen_3_06b.*": lambda: {k: t.bfloat16() for k, t in text_tensors(QWEN3_06B).items()},
+    r"text_encoders/qwen_3_06b.*": lambda: many_tokens(QWEN3_06B),
     r"text_encoders/llava_llama3.*": lambda: text_tensors(LLAVA),
     r"text_encoders/llama_3.1.*": lambda: text_tensors(LLAMA),
     r"text_encoders/clip_g.*": lambda: text_tensors(CLIP_G),
@@ -429,12 +429,20 @@ def stable_audio3() -> Tensors:
     }
 
 
-def many_tokens(family: DecoderText) -> Tensors:
+def many_tokens(family: DecoderText | T5Text) -> Tensors:
     """Return an encoder in half precision, whose tokens have a thousand vectors in turn: to draw all takes long."""
-    tensors = text_tensors(replace(family, tokens=1000))
-    table = tensors["model.embed_tokens.weight"]
-    every = table[torch.arange(family.tokens) % len(table)]
-    return {name: tensor.bfloat16() for name, tensor in {**tensors, "model.embed_tokens.weight": every}.items()}
+    if isinstance(family, T5Text):
+        table, tokens, few = "shared.weight", family.vocabulary, text_tensors(replace(family, vocabulary=1000))
+    else:
+        table, tokens, few = "model.embed_tokens.weight", family.tokens, text_tensors(replace(family, tokens=1000))
+    halves = {name: tensor.bfloat16() for name, tensor in few.items()}
+    return halves | {table: halves[table][torch.arange(tokens) % len(halves[table])]}
+
+
+def sd3_checkpoint() -> Tensors:
+    """Return a checkpoint of SD 3.5, whose T5 is as wide as the texts that its network reads."""
+    wide = {f"text_encoders.t5xxl.transformer.{name}": t for name, t in many_tokens(replace(T5, width=WIDE)).items()}
+    return {**whole(SD3, VAE, clip_l=CLIP_L, clip_g=CLIP_G), **wide}
 
 
 def ace_step(part: str) -> Tensors:

@@ -42,6 +42,7 @@ from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import WholeStore
 from serve_app.store.page.userdata import UserData
 from serve_app.store.retention.rules import RetentionRules
+from tests import databases
 from tests.unit.api.node_specs import SPECS
 from tests.unit.scheduler.job_pages import page
 
@@ -199,7 +200,7 @@ async def scripted(
     """
     pools = {POOL: ()} if routes is None else routes
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        jobs = Jobs(database_url or f"sqlite:///{folder}/jobs.sqlite", statement_s)
+        jobs = Jobs(database_url or databases.made(Path(folder, "jobs.sqlite")), statement_s)
         planned = [Pool(pool, runtime=False) for pool in pools]
         scheduler = Scheduler(
             jobs,

@@ -22,6 +22,7 @@ from serve_app.replica.runner import Runner
 from serve_app.scheduler.protocol.client import JobView
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.database.changes import Submission
+from tests import databases
 
 
 class InProcess:
@@ -127,12 +128,13 @@ async def cluster(root: Path, pools: tuple[PoolConfig, ...], **settings: Any) ->
     Unless the settings say otherwise, nobody waits for long for having ended a replica.
     """
     settings.setdefault("backoff", BackoffRules(first_s=0.05))
+    database = root / "jobs.sqlite"
     config = AppConfig(
         models_dir=root / "models",
         input_dir=root / "input",
         output_dir=root / "output",
         temp_dir=root / "temp",
-        database_url=f"sqlite:///{root}/jobs.sqlite",
+        database_url=f"sqlite:///{database}" if database.exists() else databases.made(database),
         pools=pools,
         **settings,
     ).resolved()
