@@ -78,7 +78,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 
 @pytest.mark.long
-def test_a_worker_host_whose_agents_are_slow_joins_and_joins_again_after_ray_declared_it_dead(host: Host):
+def test_a_worker_host_whose_agents_are_slow_joins_again_once_declared_dead_or_without_an_agent(host: Host):
     [first] = wait_for(lambda: host.nodes("ALIVE"), "the worker host")
     raylet = host.raylet(first)
 
@@ -88,3 +88,11 @@ def test_a_worker_host_whose_agents_are_slow_joins_and_joins_again_after_ray_dec
 
     [second] = wait_for(lambda: host.nodes("ALIVE"), "the host to join again")
     assert second != first
+
+    # A raylet whose agent fails ends with status 0.
+    for child in host.raylet(second).children():
+        if "agent" in " ".join(child.cmdline()).lower():
+            child.kill()
+    wait_for(lambda: second in host.nodes("DEAD"), "the host to be declared dead")
+    [third] = wait_for(lambda: host.nodes("ALIVE"), "the host to join once more")
+    assert third not in (first, second)

@@ -3,13 +3,20 @@
 A raylet waits so long for the file in which an agent writes each of its ports, but not for a port that it is given. Of
 the four, `ray start` passes on three; --dashboard-agent-listen-port it gives to the agent alone. Written for ray 2.60
 (`ray/_private/services.py`, ray-project/ray#65983).
+
+`ray start --block` ends with its raylet here, however that ended. Ray's own goes on without one that ended with status
+0, as it does when an agent fails: the host then stays away, as nothing starts it again.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from threading import Thread
 from typing import Any
 
 LISTEN_PORT = "--dashboard-agent-listen-port"
@@ -22,6 +29,13 @@ PORTS = {
 """The agents' ports, below those that the system gives to connections, but for the first, which is Ray's own."""
 AGENT_PATIENCE = {"RAY_agent_register_timeout_ms": "120000"}
 """How long a raylet then tries to reach the runtime-env agent; 30 s otherwise."""
+REPORT_S = 5.0
+"""How long Ray has to report a raylet's end, which it looks for each second, and to end by itself."""
+
+
+def _end() -> None:
+    # Ray then ends the other processes of the host, and this one with status 1.
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def with_ports(arguments: Sequence[str]) -> list[str]:
@@ -52,17 +66,27 @@ def main() -> None:
 
 
 def _pass_on(port: str) -> None:
-    """Have raylets that this process starts know the dashboard agent's port."""
+    """Have raylets that this process starts know the dashboard agent's port, and end this process as they end."""
     from ray._private import services
 
     start = services.start_ray_process
 
     def started(command: list[str], process_type: str, *arguments: Any, **options: Any) -> Any:
         if command[0] == services.RAYLET_EXECUTABLE:
-            command = [*command, f"--dashboard_agent_listen_port={port}"]
+            made = start([*command, f"--dashboard_agent_listen_port={port}"], process_type, *arguments, **options)
+            Thread(target=end_with, args=(made.process,), daemon=True).start()
+            return made
         return start(command, process_type, *arguments, **options)
 
     services.start_ray_process = started
+
+
+def end_with(raylet: subprocess.Popen[bytes], end: Callable[[], None] = _end, report_s: float = REPORT_S) -> None:
+    """Wait for a raylet's end and, if this process is still there after a while, end it too."""
+    raylet.wait()
+    time.sleep(report_s)
+    print(f"the raylet has ended with status {raylet.returncode}, so this command ends", file=sys.stderr, flush=True)
+    end()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import inspect
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,12 @@ def test_systemd_takes_the_unit_and_starts_the_worker_again_for_ever(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert {"StartLimitIntervalSec=0", "Restart=always", "KillMode=mixed"} <= set(UNIT.read_text().splitlines())
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_command_ends_with_its_raylet_whatever_its_status(status, capsys):
+    ended: list[int] = []
+    raylet = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({status})"])
+    ray_start.end_with(raylet, lambda: ended.append(status), report_s=0.0)
+    assert ended == [status]
+    assert f"status {status}" in capsys.readouterr().err
