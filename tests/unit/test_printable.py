@@ -65,6 +65,7 @@ def test_top_shows_names_as_they_are_and_no_markup_of_theirs():
         "replica_id": HOSTILE,
         "pool": "[red]p[/red]",
         "host": HOSTILE,
+        "rank_hosts": [HOSTILE],
         "running": 0,
         "slots": 1,
         "draining": False,
