@@ -29,6 +29,8 @@ PORTS = {
 """The agents' ports, below those that the system gives to connections, but for the first, which is Ray's own."""
 AGENT_PATIENCE = {"RAY_agent_register_timeout_ms": "120000"}
 """How long a raylet then tries to reach the runtime-env agent; 30 s otherwise."""
+ORPHANS = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "serve_app.deployments.process.orphans.watch"}
+"""What Ray calls in each of the host's workers before their work."""
 REPORT_S = 5.0
 """How long Ray has to report a raylet's end, which it looks for each second, and to end by itself."""
 
@@ -59,6 +61,7 @@ def main() -> None:
     if sys.argv[1:2] == ["start"]:
         sys.argv[2:] = with_ports(sys.argv[2:])
         _pass_on(listen_port(sys.argv[2:]))
+        os.environ.update(ORPHANS)
     # Ray reads its environment when it is imported.
     from ray.scripts.scripts import main as ray
 
