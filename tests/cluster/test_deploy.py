@@ -105,6 +105,8 @@ def test_an_upgrade_under_load_ends_every_job_once_and_fails_no_request(cluster:
     assert clients.failures == []
 
 
+# Pools with parts of a card are in test_stages, those that start from zero in test_pack_routes and test_comfyui.
+@pytest.mark.long
 def test_a_pool_of_half_a_gpu_starts_from_zero_and_shares_a_job_with_a_cpu_pool(cluster: RayCluster):
     pools = [
         {"name": "gpu", "num_gpus": 0.5, "accepts": MODEL_NODES, "min_replicas": 0, "idle_s": 2},

@@ -184,7 +184,7 @@ def test_an_allocation_that_is_far_too_large_fails_alone(jobs: Jobs) -> None:
     assert pid(jobs.server) == process
 
 
-@pytest.mark.parametrize("limit", ["cancel", "node_time_s", "job_time_s"])
+@pytest.mark.parametrize("limit", ["cancel", "node_time_s", pytest.param("job_time_s", marks=pytest.mark.long)])
 def test_a_thread_that_never_ends_costs_its_replica_and_no_innocent(jobs: Jobs, limit: str) -> None:
     process, innocents = pid(jobs.server), jobs.innocents()
     guilty = jobs.submit("Endless", **({} if limit == "cancel" else {limit: 2}))

@@ -60,6 +60,8 @@ def test_a_job_ends_once_though_a_rank_of_its_replica_is_killed(ranks: Server) -
     assert [process.pid for process in ranks.processes.found(RANK)] != [rank.pid]
 
 
+# That ranks' runs go on elsewhere is in unit/models/ranks/test_resume, that a notice is seen in unit/deployments.
+@pytest.mark.long
 def test_a_job_goes_on_at_its_step_after_its_replica_of_two_ranks_had_a_notice(ranks: Server) -> None:
     graph = txt2img(7, steps=60, side=128, prefix="moved/image")
     whole = pixels(ranks, ranks.submit(graph))

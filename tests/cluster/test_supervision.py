@@ -35,7 +35,11 @@ def successor(server: Server, name: str, killed: psutil.Process) -> psutil.Proce
     return None if found == killed else found
 
 
-@pytest.mark.parametrize(("victim", "steps"), [("gcs_server", 30), ("raylet", 31), ("server", 32)])
+# The supervisor does the same whichever has ended: unit/deployments/process/test_supervisor.
+@pytest.mark.parametrize(
+    ("victim", "steps"),
+    [("gcs_server", 30), *(pytest.param(*each, marks=pytest.mark.long) for each in (("raylet", 31), ("server", 32)))],
+)
 def test_the_server_comes_back_when_what_it_rests_on_is_killed(victim: str, steps: int, server: Server):
     # Other steps than of the victim before: what the replica has of that is not computed again.
     jobs = [server.submit(txt2img(seed, steps=steps, side=128, prefix=f"{victim}/image")) for seed in range(JOBS)]

@@ -1,4 +1,8 @@
-"""What the models that ship draw through the nodes, told from the pixels: what is shown, not only that it is."""
+"""What the models that ship draw through the nodes, told from the pixels: what is shown, not only that it is.
+
+What the embedding, the LoRA and the ControlNet that ship were trained for changes with their files alone: it is judged
+in the long form.
+"""
 
 from random import Random
 
@@ -40,6 +44,7 @@ def test_the_picture_shows_what_the_prompt_says():
     assert [judge(picture, scene).shown for picture, scene in zip(pictures, SCENES, strict=True)] == [True] * 5
 
 
+@pytest.mark.long
 def test_another_prompt_is_another_picture():
     """The same seed, so that only the text differs."""
     pictures = draw_all(SHIPPED, TINY, [Wish(full_caption(scene), 7) for scene in SCENES[:3]])
@@ -103,11 +108,13 @@ async def test_what_is_masked_is_drawn_anew_and_the_rest_stays(runtime):
     assert judge(inpainted, RED_CIRCLE).shown
 
 
+@pytest.mark.long
 def test_an_embedding_stands_for_the_scene_it_was_trained_on():
     pictures = draw_all(SHIPPED, TINY, [Wish(f"embedding:{NAME}", seed) for seed in range(4)])
     assert share([judge(picture, FLAG) for picture in pictures]) >= 0.75
 
 
+@pytest.mark.long
 def test_the_lora_empties_shapes_the_more_the_stronger_it_is():
     """Circles and squares: the line of a triangle or a star is as wide as what it would leave open."""
     scenes = [scene for scene in SCENES if scene.things[0].size == "large" and scene.things[0].shape in HOLLOWED]
@@ -120,6 +127,7 @@ def test_the_lora_empties_shapes_the_more_the_stronger_it_is():
     assert hollows[2] > 0.6
 
 
+@pytest.mark.long
 def test_the_control_net_puts_a_thing_where_its_outline_is_drawn():
     """The prompt says neither place nor size; each place is asked for with the same seed."""
     random = Random("places")
@@ -130,6 +138,7 @@ def test_the_control_net_puts_a_thing_where_its_outline_is_drawn():
     assert [judge(picture, scene).shown for picture, scene in zip(pictures, scenes, strict=True)] == [True] * 4
 
 
+@pytest.mark.long  # parity.test_mix and test_lora compare latents of such jobs, to less than a pixel shows
 def test_a_picture_is_the_same_alone_and_among_others():
     """Different prompts, LoRA strengths and ControlNets in shared forwards; the pixels agree to one in 255."""
     wishes = [

@@ -45,6 +45,7 @@ def rehearsed(out: Path, *arguments: str, limit_s: float = 600) -> dict[str, flo
     return {row.name: row.value for row in Results(out).rows() if isinstance(row, Figure)}
 
 
+@pytest.mark.long
 def test_a_stage_runs_and_writes_what_it_measured_and_that_it_measured_nothing(tmp_path: Path) -> None:
     found = rehearsed(tmp_path / "rehearsed.jsonl", "card")
     assert round(found["context of another process"]) == 500

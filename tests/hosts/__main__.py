@@ -55,12 +55,12 @@ def _attacked(site: Cluster, arguments: argparse.Namespace) -> Report | Upgraded
         return upgraded(site, arguments.rate, arguments.seed)
     if arguments.scale:
         return scaled(site, arguments.seed)
+    found = faults(site, short=arguments.short)
+    chosen = [fault for fault in found if re.search(arguments.only, f"{fault.part}: {fault.action}")]
     if arguments.short:
-        quick = faults(site, short=True)
-        plan = Plan(30, len(quick), poison=0.0, seed=arguments.seed, short=True, restart=False)
-        return under_faults(plan, site, quick, "three hosts")
+        plan = Plan(30, len(chosen), poison=0.0, seed=arguments.seed, short=True, restart=False)
+        return under_faults(plan, site, chosen, "three hosts")
     plan = Plan(arguments.jobs, arguments.kills, poison=0.0, seed=arguments.seed, pace_s=arguments.pace)
-    chosen = [fault for fault in faults(site) if re.search(arguments.only, f"{fault.part}: {fault.action}")]
     report = under_faults(plan, site, chosen, "three hosts, postgres, s3")
     if arguments.record is not None:
         record.add(report, arguments.record)
@@ -77,7 +77,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="what all is drawn from (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="REGEX", help="only faults with such a name, as `worker: cut`")
     parser.add_argument("--record", type=Path, metavar="FILE", help="append the faults as JSON, and make the table")
-    parser.add_argument("--short", action="store_true", help="30 jobs and the five quickest faults, as the tests do")
+    parser.add_argument("--short", action="store_true", help="30 jobs and the five quickest faults, or those of `--only`")
     parser.add_argument("--scale", action="store_true", help="scale from zero and back instead")
     parser.add_argument("--upgrade", action="store_true", help="upgrade under load instead")
     parser.add_argument("--cells", action="store_true", help="move a tenant between two clusters instead")

@@ -26,12 +26,16 @@ ENDED_S = 840.0
 """When it is ended by force."""
 
 
-def test_what_is_accepted_ends_once_whatever_becomes_of_hosts_and_links(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "only",
+    [pytest.param("power lost|database", id="a host, a link"), pytest.param("", id="five", marks=pytest.mark.long)],
+)
+def test_what_is_accepted_ends_once_whatever_becomes_of_hosts_and_links(tmp_path: Path, only: str) -> None:
     if (why := network.missing() or cluster.missing()) is not None:
         pytest.skip(why)
     log = tmp_path / "log"
     try:
-        status = _run(log, "--short", "--seed=1", f"--limit={LIMIT_S}", f"--wait={WAIT_S:.0f}")
+        status = _run(log, "--short", f"--only={only}", "--seed=1", f"--limit={LIMIT_S}", f"--wait={WAIT_S:.0f}")
     finally:
         # A run that was ended by force has left its hosts.
         with contextlib.suppress(TimeoutError), alone(1.0):

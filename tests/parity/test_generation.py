@@ -18,7 +18,11 @@ from tests.unit.models.sample import cpu_weights
 FIGURES = Figures("generations")
 ALONE = ("z_image", "qwen35")
 """Cases whose texts are also generated one by one: of a usual decoder and of one that keeps a state. Long tests do so
-of all, whose figures are compared in any case.
+of all.
+"""
+DEAR = ("ltx2", "qwen35")
+"""Cases whose texts are generated together in long tests alone: of Gemma the case that also sees pictures stays, of a
+decoder that keeps a state the texts one by one.
 """
 
 pytestmark = pytest.mark.skipif(
@@ -38,7 +42,7 @@ def complete(clip, generations):
 @pytest.mark.parametrize(
     ("name", "together"),
     [
-        *((name, True) for name in CASES),
+        *(pytest.param(name, True, marks=pytest.mark.long if name in DEAR else ()) for name in CASES),
         *(pytest.param(name, False, marks=() if name in ALONE else pytest.mark.long) for name in CASES),
     ],
 )

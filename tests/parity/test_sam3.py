@@ -151,7 +151,7 @@ def test_a_card_finds_what_a_cpu_does_beside_a_box(runtime: Any, tmp_path: Path)
     ("name", "initial", "texts"),
     [
         ("followed", True, False),
-        ("found and followed", False, True),
+        pytest.param("found and followed", False, True, marks=pytest.mark.long),
     ],
 )
 def test_things_are_followed_as_in_comfyui(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from serve_app.nodes.video.value import VideoFromFile
 from tests.templates.test_templates import prompt_of, ran, saved_of
 
@@ -12,6 +14,7 @@ SMALL = {"width": 64, "height": 32, "length": 5, "steps": 1}
 """The size of the video, and how often it is sampled."""
 
 
+@pytest.mark.long  # parity.test_minimax_h3_control compares the network with ComfyUI, test_templates runs the rest
 async def test_a_template_of_minimax_h3_follows_a_video_and_paints_within_a_mask(tmp_path: Path) -> None:
     prompt = prompt_of("video_minimax_h3_t2v")
     for node in prompt.values():

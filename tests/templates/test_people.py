@@ -48,7 +48,8 @@ async def test_a_template_shows_what_a_text_names_in_an_image(tmp_path: Path) ->
                 assert opened.size == (256, 256)
 
 
-@pytest.mark.parametrize("name", [VIDEOS[0], *(pytest.param(name, marks=pytest.mark.long) for name in VIDEOS[1:])])
+@pytest.mark.long  # the networks, windows and loops of it have tests of their own: parity, engine, test_loops
+@pytest.mark.parametrize("name", VIDEOS)
 async def test_a_template_makes_a_video_of_someone(name: str, tmp_path: Path) -> None:
     async with ran(small(name), tmp_path) as (client, outputs):
         saved = [

@@ -37,6 +37,7 @@ async def test_a_template_makes_a_picture_sharp(name: str, tmp_path: Path) -> No
             assert len(image.convert("L").getcolors(256) or ()) > 8, "it is of one colour"
 
 
+@pytest.mark.long  # parity.test_seedvr2 has a workflow of parts
 async def test_a_template_makes_a_video_sharp_in_parts(tmp_path: Path) -> None:
     prompt = prompt_of("utility_seedvr2_3b_int8_upscale_video")
     resize(prompt)

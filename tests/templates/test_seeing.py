@@ -67,6 +67,7 @@ async def test_a_template_draws_what_a_network_sees_in_a_picture(name: str, tmp_
                 assert len(image.convert("L").getcolors(256) or ()) > 1, "it is of one colour"
 
 
+@pytest.mark.long  # twenty times what the picture above is
 async def test_a_template_draws_the_depths_of_a_video(tmp_path: Path) -> None:
     prompt = prompt_of("utility_depth_anything3_video_depth_estimation")
     for node in prompt.values():
@@ -110,6 +111,7 @@ async def test_a_template_draws_the_poses_of_people_that_are_found_in_a_picture(
             assert len(image.convert("L").getcolors(1 << 16) or ()) > 1, "it is of one colour"
 
 
+@pytest.mark.long  # twenty times what the picture above is
 async def test_a_template_draws_poses_of_a_video(tmp_path: Path) -> None:
     async with ran(prompt_of("utility_sdpose_ood_video_to_pose_map"), tmp_path) as (client, outputs):
         [saved] = saved_of(outputs)

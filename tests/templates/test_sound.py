@@ -22,18 +22,18 @@ LENGTHS = ("seconds", "duration", "max_duration")
 TYPES = {".mp3": "audio/mpeg", ".flac": "audio/flac"}
 TEMPLATES = {
     "audio_stable_audio_3_medium": 44100,
-    "audio_ace_step_1_5_checkpoint": 48000,
-    "audio_minimax_music_3": 44100,
     "audio_yue2_text2music": 48000,
 }
-"""Templates and the rates of their sounds."""
+"""Templates and the rates of their sounds: of a network that removes noise, and of one that writes codes as well."""
 AGAIN = {
+    "audio_ace_step_1_5_checkpoint": 48000,
+    "audio_minimax_music_3": 44100,
     "audio_stable_audio_3_medium_base": 44100,
     **dict.fromkeys(("audio_ace_step_1_5_split", "audio_ace_step_1_5_split_4b"), 48000),
     **dict.fromkeys(("audio_ace_step1_5_xl_turbo", "audio_ace_step1_5_xl_base"), 48000),
     "audio_ace_step1_5_xl_sft": 48000,
 }
-"""Those that are like one of the others."""
+"""Those that are like one of the others; their networks are compared in tests/parity."""
 
 
 def short_prompt(name: str) -> dict[str, Any]:

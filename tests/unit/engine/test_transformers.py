@@ -67,6 +67,8 @@ LAYER = {
     "pixart": "blocks.1.cross_attn.kv_linear",
     "wan": "blocks.1.cross_attn.k_img",
 }
+USUAL = ("zimage", "flux", "lumina2", "chroma", "sd35", "qwen", "wan")
+"""Of which jobs are mixed in short tests; parity.test_dit compares rows of several cases in one forward, of all."""
 METHODS = {
     "flux": ("offset", "index", "uxo"),
     "flux2": ("offset", "index", "uxo", "index_timestep_zero"),
@@ -181,7 +183,7 @@ def jobs(draw: st.DrawFn, net: str) -> SamplingRequest:
     )
 
 
-@pytest.mark.parametrize("net", LAYER)
+@pytest.mark.parametrize("net", [pytest.param(net, marks=() if net in USUAL else pytest.mark.long) for net in LAYER])
 @fewer(10)
 @given(data=st.data())
 def test_any_mix_of_jobs_gives_each_what_it_gets_alone(shared: EngineRuntime, net: str, data: st.DataObject) -> None:

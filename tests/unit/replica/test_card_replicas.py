@@ -256,7 +256,7 @@ async def a_replica(root: Path, kind: str) -> AsyncIterator[Cluster]:
                 yield running
 
 
-@pytest.mark.parametrize("kinds", [("gpu", "cpu"), ("cpu", "gpu")])
+@pytest.mark.parametrize("kinds", [("gpu", "cpu"), pytest.param(("cpu", "gpu"), marks=pytest.mark.long)])
 async def test_a_run_goes_on_on_another_kind_of_device(
     root: Path, kinds: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

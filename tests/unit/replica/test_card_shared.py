@@ -35,7 +35,9 @@ def test_two_processes_draw_on_halves_of_one_card(tmp_path: Path, models: Path) 
     for number in range(2):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "models").symlink_to(models)
-    context = multiprocessing.get_context("spawn")
+    # What they import, seconds of a processor, is imported once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     shared = context.Array("q", 2, lock=False), context.Barrier(2)
     with ProcessPoolExecutor(2, context, share, shared) as processes:
         one, other = processes.map(half_of_a_card, [tmp_path] * 2, range(2))

@@ -43,6 +43,9 @@ BACKBONES = json.loads((GOLDEN / "dit_controlled_keys.json").read_text())
 OF_CONTROL = {case.control: case for case in CASES}
 UNETS = {"unet": 0, "unet union": 3}
 """By name: how many kinds of hint the ControlNet tells apart."""
+USUAL = ("flux_doubles", "flux_union", "flux_xlabs", "qwen_union", "qwen_masked", "sd3_large_pooled")
+"""Of each way to be told and to be added one; parity.test_dit_controls compares the forwards of all."""
+NAMES = [*UNETS, *(pytest.param(name, marks=() if name in USUAL else pytest.mark.long) for name in OF_CONTROL)]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,7 @@ def replayed() -> Replays:
     return Replays(FakeRecorder(), ROW_BUCKETS)
 
 
-@pytest.mark.parametrize("name", [*UNETS, *OF_CONTROL])
+@pytest.mark.parametrize("name", NAMES)
 def test_replays_of_a_controlnet_give_what_its_forward_gives_to_the_bit(folder: Path, name: str) -> None:
     ours, theirs = Bench(folder, name, replayed()), Bench(folder, name, Replays(None, ROW_BUCKETS))
     # Those under it are neighbours or not.
@@ -137,7 +140,7 @@ def test_replays_of_a_controlnet_give_what_its_forward_gives_to_the_bit(folder: 
     torch.testing.assert_close(changed[1], plain[1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*UNETS, *OF_CONTROL])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recorded_controlnet_launches_only_its_replay_and_waits_for_nothing(folder: Path, name: str) -> None:
     card = Card()
     with card.used():

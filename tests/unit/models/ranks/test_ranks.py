@@ -44,7 +44,8 @@ from tests.unit.engine.mixes import relative_error, request
 from tests.unit.models.ranks.processes import drawn, in_engine, run_ranks, weights_of
 from tests.unit.models.sample import by_own_names, random_tensors, write_sample_checkpoint
 
-SIZES = (4, 3, 2)
+SIZES = (pytest.param(4, marks=pytest.mark.long), 3, 2)
+"""Numbers of ranks. Four share tokens only, as three do."""
 SEEN = 40
 SMALL: Mapping[str, BackboneFamily] = {
     "flux4": Flux(128, 4, 2, 2, TEXT_WIDTH, POOLED_WIDTH),
@@ -291,32 +292,37 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models
 
 
+@pytest.fixture(scope="module", params=SIZES)
+def size(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
 @pytest.fixture(scope="module")
-def found(models: Path) -> dict[int, Any]:
-    return run_ranks(models.parent, SIZES, lead)
+def found(models: Path, size: int) -> dict[str, Case]:
+    cases: dict[str, Case] = run_ranks(models.parent, (size,), lead)[size]
+    return cases
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_several_ranks_draw_what_one_process_draws(found: dict[int, Any], size: int) -> None:
-    errors = {name: case.error for name, case in found[size].items()}
+def test_several_ranks_draw_what_one_process_draws(found: dict[str, Case], size: int) -> None:
+    errors = {name: case.error for name, case in found.items()}
     assert errors.keys() == cases(size).keys() | AUTOENCODED.keys()
     assert {name: error for name, error in errors.items() if not error <= 1e-5} == {}
 
 
-def test_each_rank_has_a_row_where_there_are_enough(found: dict[int, Any]) -> None:
+@pytest.mark.parametrize("size", [2], indirect=True)
+def test_each_rank_has_a_row_where_there_are_enough(found: dict[str, Case]) -> None:
     by_rows = [*(f"rows of {net}" for net in NETS), "references of flux", "a ControlNet", "a video"]
-    assert {name: found[2][name].by for name in by_rows} == dict.fromkeys(by_rows, "rows")
+    assert {name: found[name].by for name in by_rows} == dict.fromkeys(by_rows, "rows")
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_ranks_share_the_tokens_of_one_row(found: dict[int, Any], size: int) -> None:
-    alone = [name for name, case in found[size].items() if "rows of" not in name and case.by in ("rows", "one rank")]
+def test_ranks_share_the_tokens_of_one_row(found: dict[str, Case]) -> None:
+    alone = [name for name, case in found.items() if "rows of" not in name and case.by in ("rows", "one rank")]
     assert [name for name in alone if name.startswith(("one row", "four heads", "a video with sound"))] == []
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_ranks_exchange_the_rows_beside_their_strips_of_images(found: dict[int, Any], size: int) -> None:
-    assert {name: found[size][name].by for name in AUTOENCODED} == dict.fromkeys(AUTOENCODED, "Ulysses")
+def test_ranks_exchange_the_rows_beside_their_strips_of_images(found: dict[str, Case]) -> None:
+    assert {name: found[name].by for name in AUTOENCODED} == dict.fromkeys(AUTOENCODED, "Ulysses")
 
 
 ROWS_ONLY: Mapping[str, str] = {

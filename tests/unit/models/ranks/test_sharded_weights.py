@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -32,7 +32,7 @@ from tests.unit.models.ranks.processes import drawn, run_ranks
 from tests.unit.models.ranks.processes import weights_of as weights_on
 from tests.unit.models.ranks.test_ranks import flat, job, write_models
 
-SIZES = (3, 2)
+SIZES = (3, pytest.param(2, marks=pytest.mark.long))
 STEPS = 2
 KILLED_AT = 3
 """The gathering in which another rank is killed."""
@@ -165,24 +165,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models
 
 
-@pytest.fixture(scope="module")
-def found(models: Path) -> dict[int, Found]:
-    answered: dict[int, Any] = run_ranks(models.parent, SIZES, lead)
+@pytest.fixture(scope="module", params=SIZES)
+def found(request: pytest.FixtureRequest, models: Path) -> Found:
+    answered: Found = run_ranks(models.parent, (request.param,), lead)[request.param]
     return answered
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_ranks_with_weights_in_parts_draw_what_one_process_draws(found: dict[int, Found], size: int) -> None:
-    assert found[size].cases.keys() == cases().keys()
-    assert {name: case.error for name, case in found[size].cases.items() if not case.error <= 1e-5} == {}
-    assert found[size].strict, "the same strict job twice gives other bits"
+def test_ranks_with_weights_in_parts_draw_what_one_process_draws(found: Found) -> None:
+    assert found.cases.keys() == cases().keys()
+    assert {name: case.error for name, case in found.cases.items() if not case.error <= 1e-5} == {}
+    assert found.strict, "the same strict job twice gives other bits"
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_all_blocks_are_gathered_in_each_forward_and_once_where_they_follow_each_other(
-    found: dict[int, Found], size: int
-) -> None:
-    rounds = {name: case.gathered / case.expected / STEPS for name, case in found[size].cases.items()}
+def test_all_blocks_are_gathered_in_each_forward_and_once_where_they_follow_each_other(found: Found) -> None:
+    rounds = {name: case.gathered / case.expected / STEPS for name, case in found.cases.items()}
     # Of networks as small as these a block may be one layer, of which some take turns, in the first forward most.
     assert {name: many for name, many in rounds.items() if many < 1} == {}
     assert {f"one row of {net}": rounds[f"one row of {net}"] for net in ONCE} == {
@@ -190,11 +186,9 @@ def test_all_blocks_are_gathered_in_each_forward_and_once_where_they_follow_each
     }
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_a_rank_holds_its_part_of_the_blocks_and_two_slots(found: dict[int, Found], size: int) -> None:
-    seen = found[size]
-    assert seen.on_device == seen.device_bytes
-    assert seen.device_bytes < seen.whole_bytes * 0.85
+def test_a_rank_holds_its_part_of_the_blocks_and_two_slots(found: Found) -> None:
+    assert found.on_device == found.device_bytes
+    assert found.device_bytes < found.whole_bytes * 0.85
 
 
 def test_a_rank_that_is_killed_while_blocks_are_gathered_ends_the_replica_and_no_job(models: Path) -> None:
@@ -203,8 +197,9 @@ def test_a_rank_that_is_killed_while_blocks_are_gathered_ends_the_replica_and_no
     assert again.startswith("another rank of this replica is lost: ")
 
 
-def test_weights_are_in_parts_where_they_would_stream_and_all_ranks_can_compute(found: dict[int, Found]) -> None:
-    sharded = {case for case, patches in found[SIZES[0]].fitted.items() if Sharded in patches}
+@pytest.mark.parametrize("found", [3], indirect=True)
+def test_weights_are_in_parts_where_they_would_stream_and_all_ranks_can_compute(found: Found) -> None:
+    sharded = {case for case, patches in found.fitted.items() if Sharded in patches}
     assert sharded == {"room for parts", "all"}
 
 

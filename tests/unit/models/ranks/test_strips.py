@@ -61,7 +61,7 @@ def given(name: str, work: PieceWork, latent_frames: int) -> list[Tensor]:
     return [piece(1 if decodes or frame == 0 else family.frames) for frame in range(latent_frames)]
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [*SIZES[:2], *(pytest.param(size, marks=pytest.mark.long) for size in SIZES[2:])])
 @pytest.mark.parametrize("work", ["decode_frames", "encode_frames"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_strips_of_a_video_are_those_of_the_whole(name: str, work: PieceWork, size: int) -> None:
