@@ -425,8 +425,14 @@ def _scaled_product(
     out_dtype: torch.dtype | None = None,
     use_fast_accum: bool = False,
 ) -> Tensor:
-    """Return what `torch._scaled_mm` does, in single precision: a CPU takes seconds for each product of eight bits."""
+    """Return what `torch._scaled_mm` does, in single precision: a CPU takes seconds for each product of eight bits.
+
+    Errors: those of a card, for what it cannot multiply.
+    """
     assert scale_result is None, "the result has a scale"
+    # A meta tensor that is no fake one is checked as a card's.
+    given = [None if tensor is None else tensor.to("meta") for tensor in (a, b, scale_a, scale_b, bias)]
+    torch.ops.aten._scaled_mm.default(*given, None, out_dtype, use_fast_accum)
     made = (a.float() @ b.float()) * scale_a * scale_b
     return (made if bias is None else made + bias).to(out_dtype or a.dtype)
 
