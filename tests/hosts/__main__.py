@@ -77,7 +77,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="what all is drawn from (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="REGEX", help="only faults with such a name, as `worker: cut`")
     parser.add_argument("--record", type=Path, metavar="FILE", help="append the faults as JSON, and make the table")
-    parser.add_argument("--short", action="store_true", help="30 jobs and the five quickest faults, or `--only`")
+    parser.add_argument("--short", action="store_true", help="30 jobs and the quickest faults, as the tests do")
     parser.add_argument("--scale", action="store_true", help="scale from zero and back instead")
     parser.add_argument("--upgrade", action="store_true", help="upgrade under load instead")
     parser.add_argument("--cells", action="store_true", help="move a tenant between two clusters instead")
