@@ -35,6 +35,9 @@ FIGURES = Figures("ltx")
 KEYS = json.loads((GOLDEN / "ltx_keys.json").read_text())
 NETS_OF = {"vae": "ltx2", "vae 2.5": "ltx25"}
 """Editions whose metadata has an autoencoder."""
+EXTENDED_TOLERANCE = 2e-3
+"""Of sound whose upper half is made from its spectrum's logarithm: latents moved by one unit in the last place move it by
+9e-4, and ComfyUI's own on another processor is 1e-3 off."""
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +113,14 @@ def test_latents_are_enlarged_as_by_comfyui(folder: Path, name: str) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("net", "rate"), [("ltx2", 24000), ("ltx23", 48000)])
-def test_a_sound_is_decoded_as_by_comfyui(folder: Path, net: str, rate: int) -> None:
+@pytest.mark.parametrize(
+    ("net", "rate", "tolerance"), [("ltx2", 24000, MODULE_TOLERANCE), ("ltx23", 48000, EXTENDED_TOLERANCE)]
+)
+def test_a_sound_is_decoded_as_by_comfyui(folder: Path, net: str, rate: int, tolerance: float) -> None:
     family, module = autoencoder(folder, f"{net} sounds", "audio_vae")
     assert family.output_rate == rate
     made = family.decode(module, noise("sound latents", (1, 8, 3, 16)))
-    FIGURES.assert_agrees(torch.from_numpy(thinned(made.numpy())), f"{net} heard", MODULE_TOLERANCE)
+    FIGURES.assert_agrees(torch.from_numpy(thinned(made.numpy())), f"{net} heard", tolerance)
 
 
 @torch.inference_mode()

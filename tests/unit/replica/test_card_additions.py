@@ -140,7 +140,7 @@ async def test_graphs_go_with_slots_of_loras_and_as_memory_runs_out_and_are_made
     assert recorded[True] == [(1, 0, 0), (2, 0, 0), (3, 0, 0), (3, 2, 0), (4, 2, 0)]
     assert recorded[False] == [(0, 0, 0)] * len(batches)
     # Without graphs to drop, the forward that had no memory was split, and rows that are fewer round otherwise.
-    assert max(map(difference, found[True], found[False])) <= 2
+    assert max(map(difference, found[True], found[False])) <= 4
 
 
 ADDED = [*(with_lora(name, seed) for seed, name in enumerate(("thin", "whole", "text"))), controlled(9), enlarged()]

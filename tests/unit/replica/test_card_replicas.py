@@ -206,7 +206,7 @@ async def test_a_job_that_finds_no_memory_somewhere_ends_and_the_next_is_as_any_
     with a_card():
         seeds = [seed if seed > 0 else SEEDS - seed for seed in pictures]
         wanted, _ = await drawn(root, (GPU,), *({"seed": seed} for seed in seeds))
-    assert max(map(difference, pictures.values(), wanted)) <= 2
+    assert max(map(difference, pictures.values(), wanted)) <= 4
 
 
 def difference(one: bytes, other: bytes) -> int:
