@@ -36,8 +36,8 @@ KEYS = json.loads((GOLDEN / "ltx_keys.json").read_text())
 NETS_OF = {"vae": "ltx2", "vae 2.5": "ltx25"}
 """Editions whose metadata has an autoencoder."""
 EXTENDED_TOLERANCE = 2e-3
-"""Of sound whose upper half is made from its spectrum's logarithm: latents moved by one unit in the last place move it by
-9e-4, and ComfyUI's own on another processor is 1e-3 off."""
+"""Of sound whose upper half is made from its spectrum's logarithm: latents moved by one unit in the last place move it
+by 9e-4, and ComfyUI's own on another processor is 1e-3 off."""
 
 
 @pytest.fixture(scope="module")
