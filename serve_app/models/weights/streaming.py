@@ -84,7 +84,8 @@ def blocks_of(network: nn.Module, dtype: torch.dtype | None, most_bytes: int) ->
         # Weights of what has layers of its own may be read where it is not called: tables of positions and modulations.
         read_elsewhere = bool(layer._parameters) and any(True for _ in layer.children())
         shared = any(uses[id(own)] > 1 for own in layer._parameters.values())
-        return isinstance(layer, nn.Embedding) or read_elsewhere or shared
+        # A dictionary of weights is never called, so nothing would tell when they are needed.
+        return isinstance(layer, nn.Embedding | nn.ParameterDict) or read_elsewhere or shared
 
     seen: set[int] = set()
 

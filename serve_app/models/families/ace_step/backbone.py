@@ -30,6 +30,8 @@ from serve_app.models.families.shared.dit import DOUBLES, WHOLE_EPS, Passing, Tr
 from serve_app.models.files.layout import Table, inside
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import ACE_STEP_15
@@ -197,6 +199,10 @@ class AceStep15(Transformer):
                 names[f"base_model.model.{layer}"] = ours
                 names[f"lycoris_{layer.replace('.', '_')}"] = ours
         return names
+
+    @property
+    def sharded_heads(self) -> int:
+        return self.main.heads
 
     def build(self) -> nn.Module:
         network = nn.Module()
@@ -381,20 +387,22 @@ def _drawn(decoder: Any, x: Tensor, context: Tensor, rows: Sequence[Rows], given
     temb, modulation = (sum(parts) for parts in zip(*times, strict=True))
     tokens = decoder.proj_in_conv(pad(x, (0, 0, 0, -count % PATCH)).transpose(1, 2)).transpose(1, 2)
     context = decoder.condition_embedder(context)
-    turns = rotation(tokens.shape[1], decoder.head_dim, tokens)
-    near = given.get("near")
-    passing = Passing(rows, DOUBLES, given)
-    for number, layer in enumerate(decoder.layers):
-        tell = partial(
-            layer,
-            tokens,
-            position_embeddings=turns,
-            temb=modulation,
-            attention_mask=None if number % 2 else near,
-            encoder_hidden_states=context,
-        )
-        (tokens,) = passing.through(number, tell, tokens)
+    shards, turns = sharding(tokens.shape[1]), rotation(tokens.shape[1], decoder.head_dim, tokens)
+    tokens, turns = shards.shard(tokens), (shards.shard(turns[0], dim=0), shards.shard(turns[1], dim=0))
+    near = shards.mask(given.get("near"))
+    passing, of_context = Passing(rows, DOUBLES, given), [(layer.cross_attn, None) for layer in decoder.layers]
+    with attention_over(shards.of_attention, apart=of_context):
+        for number, layer in enumerate(decoder.layers):
+            tell = partial(
+                layer,
+                tokens,
+                position_embeddings=turns,
+                temb=modulation,
+                attention_mask=None if number % 2 else near,
+                encoder_hidden_states=context,
+            )
+            (tokens,) = passing.through(number, tell, tokens)
     shift, scale = (decoder.scale_shift_table + temb[:, None]).chunk(2, dim=1)
-    tokens = decoder.norm_out(tokens) * (1 + scale) + shift
+    tokens = shards.gather(decoder.norm_out(tokens) * (1 + scale) + shift, 0)
     made: Tensor = decoder.proj_out_conv(tokens.to(x.dtype).transpose(1, 2)).transpose(1, 2)
     return made[:, :count]

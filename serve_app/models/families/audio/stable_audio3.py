@@ -23,6 +23,8 @@ from serve_app.models.families.shared.dit import DOUBLES, WHOLE_EPS, Passing, Tr
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import STABLE_AUDIO_3
@@ -35,6 +37,8 @@ LONGEST_S = 384.0
 LATENTS_A_SECOND = 10.7666
 TEXT_TOKENS = 256
 """The length in tokens that texts are padded to, with an embedding that the file has."""
+MEMORY, SOUND = 0, 1
+"""Streams of tokens: the network's own, and the sound's."""
 LEAST_ROTATED = 32
 """Rotary positions rotate half of a head's numbers, and at least this many."""
 _CONDITIONERS = "conditioner.conditioners."
@@ -187,6 +191,10 @@ class StableAudio3(Transformer):
     def single(self, name: str) -> bool:
         return name.startswith("length.")
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.width // self.head
+
     def build(self) -> nn.Module:
         network = StableAudio3DiTModel(
             io_channels=self.latent_format.channels,
@@ -271,20 +279,27 @@ class StableAudio3(Transformer):
         time = network.to_global_embed(length[:, 0]) + network.to_timestep_embed(given["level"])
         modulation = network.global_cond_embedder(time)
         sound = network.proj_in((network.preprocess_conv(x) + x).transpose(1, 2))
+        shards = sharding(self.memory, sound.shape[1])
         if self.memory:
             sound = torch.cat([network.memory_tokens.expand(len(x), -1, -1), sound], dim=1)
-        passing = Passing(rows, DOUBLES, given)
-        for number, block in enumerate(network.transformer_blocks):
-            tell = partial(
-                block,
-                sound,
-                context=context,
-                global_modulation=modulation,
-                rope=given["turns"],
-                local_seq=given["local"],
-                num_memory_tokens=self.memory,
-            )
-            (sound,) = passing.through(number, tell, sound)
-        made = network.proj_out(sound[:, self.memory :]).transpose(1, 2)
+        sound, memory = shards.shard(sound), shards.count(MEMORY)
+        turns, local = shards.shard(given["turns"], dim=0), shards.shard(given["local"], SOUND)
+        passing, of_text = (
+            Passing(rows, DOUBLES, given),
+            [(block.cross_attn, None) for block in network.transformer_blocks],
+        )
+        with attention_over(shards.of_attention, apart=of_text):
+            for number, block in enumerate(network.transformer_blocks):
+                tell = partial(
+                    block,
+                    sound,
+                    context=context,
+                    global_modulation=modulation,
+                    rope=turns,
+                    local_seq=local,
+                    num_memory_tokens=memory,
+                )
+                (sound,) = passing.through(number, tell, sound)
+        made = shards.gather(network.proj_out(sound[:, memory:]), SOUND).transpose(1, 2)
         out: Tensor = network.postprocess_conv(made) + made
         return out

@@ -21,7 +21,9 @@ from serve_app.models.families.shared.dit import by_heads
 from serve_app.models.families.shared.one_stream import Stream
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
+from serve_app.models.kernels.attention import attention_over
 from serve_app.models.kernels.rotary import rotated
+from serve_app.models.ranks.sharding import Sharding, sharding
 from serve_app.recipe.training import Flow
 
 DOUBLES = "double_stream_layers"
@@ -37,11 +39,6 @@ class Boogu(OmniGen2):
 
     doubles: int = 0
 
-    @property
-    def sharded_heads(self) -> None:  # type: ignore[override]
-        """None: its layers over ranks are compared with nothing."""
-        return None
-
     @classmethod
     def probe(cls, tensors: Tensors) -> Boogu:
         found = super(Boogu, cls).probe(tensors)
@@ -56,10 +53,14 @@ class Boogu(OmniGen2):
         network.add_module(DOUBLES, nn.ModuleList(_Layer(self) for _ in range(self.doubles)))
         return network
 
-    def together(self, network: Any, image: Stream, text: Stream, time: Tensor) -> Stream:
-        for layer in network.get_submodule(DOUBLES):
-            image, text = layer(image, text, time)
-        return super(Boogu, self).together(network, image, text, time)
+    def together(self, network: Any, image: Stream, text: Stream, time: Tensor, shards: Sharding) -> Stream:
+        both, of_images = image.followed_by(text).sharded(shards), sharding(*shards.lengths[:-1])
+        layers, image, words = network.get_submodule(DOUBLES), image.sharded(of_images), shards.shard(text.tokens, 2)
+        alone = [(layer.img_self_attn, of_images.of_attention) for layer in layers]
+        with attention_over(shards.of_attention, apart=alone):
+            for layer in layers:
+                image, words = layer(image, words, time, both)
+        return replace(both, tokens=torch.cat([image.tokens, words], dim=1))
 
 
 class _Layer(nn.Module):
@@ -79,26 +80,24 @@ class _Layer(nn.Module):
         for name in ("instruct_attn_norm", "instruct_ffn_norm1", "instruct_ffn_norm2"):
             self.add_module(name, nn.RMSNorm(width, EPS))
 
-    def forward(self, image: Stream, text: Stream, time: Tensor) -> tuple[Stream, Stream]:
-        """Return both streams after the layer. time: (R,W)."""
+    def forward(self, image: Stream, text: Tensor, time: Tensor, both: Stream) -> tuple[Stream, Tensor]:
+        """Return the images and the text's tokens after the layer. time: (R,W). both: as all tokens are placed."""
         layer: Any = self
         of_image, image_gate, image_scale, image_fed_gate = layer.img_norm1(image.tokens, time)
         again, again_gate, _, _ = layer.img_norm3(image.tokens, time)
-        of_text, text_gate, text_scale, text_fed_gate = layer.instruct_norm1(text.tokens, time)
+        of_text, text_gate, text_scale, text_fed_gate = layer.instruct_norm1(text, time)
         image_input, image_shift, _, _ = layer.img_norm2(image.tokens, time)
-        text_input, text_shift, _, _ = layer.instruct_norm2(text.tokens, time)
-        found_image, found_text = layer.img_instruct_attn(
-            replace(image, tokens=of_image), replace(text, tokens=of_text)
-        )
+        text_input, text_shift, _, _ = layer.instruct_norm2(text, time)
+        found_image, found_text = layer.img_instruct_attn(of_image, of_text, both)
         itself = layer.img_self_attn(replace(image, tokens=again))
         tokens = image.tokens + _opened(image_gate, layer.img_attn_norm(found_image))
         tokens = tokens + _opened(again_gate, layer.img_self_attn_norm(itself))
         inner = layer.img_ffn_norm1((1 + image_scale[:, None]) * image_input + image_shift[:, None])
         tokens = tokens + _opened(image_fed_gate, layer.img_ffn_norm2(layer.img_feed_forward(inner)))
-        words = text.tokens + _opened(text_gate, layer.instruct_attn_norm(found_text))
+        words = text + _opened(text_gate, layer.instruct_attn_norm(found_text))
         inner = layer.instruct_ffn_norm1((1 + text_scale[:, None]) * text_input + text_shift[:, None])
         words = words + _opened(text_fed_gate, layer.instruct_ffn_norm2(layer.instruct_feed_forward(inner)))
-        return replace(image, tokens=tokens), replace(text, tokens=words)
+        return replace(image, tokens=tokens), words
 
 
 class _Attention(nn.Module):
@@ -132,19 +131,15 @@ class _Joint(nn.Module):
                 self.processor.add_module(f"{stream}_to_{kind}", nn.Linear(width, made, bias=False))
             self.processor.add_module(f"{stream}_out", nn.Linear(width, width, bias=False))
 
-    def forward(self, image: Stream, text: Stream) -> tuple[Tensor, Tensor]:
-        """Return what the image's and the text's tokens find."""
+    def forward(self, image: Tensor, text: Tensor, both: Stream) -> tuple[Tensor, Tensor]:
+        """Return what the image's and the text's tokens find. both: as they are placed."""
 
         def of(name: str, x: Tensor) -> Tensor:
             made: Tensor = self.processor.get_submodule(name)(x)
             return made
 
-        q, k, v = (
-            torch.cat([of(f"img_to_{kind}", image.tokens), of(f"instruct_to_{kind}", text.tokens)], dim=1)
-            for kind in "qkv"
-        )
-        found = _found(self, q, k, v, image.followed_by(text))
-        count = image.tokens.shape[1]
+        q, k, v = (torch.cat([of(f"img_to_{kind}", image), of(f"instruct_to_{kind}", text)], dim=1) for kind in "qkv")
+        found, count = _found(self, q, k, v, both), image.shape[1]
         of_image, of_text = of("img_out", found[:, :count]), of("instruct_out", found[:, count:])
         return self.to_out[0](of_image), self.to_out[0](of_text)
 

@@ -51,11 +51,6 @@ class ChromaRadiance(Chroma):
     estimates: bool = False
     in_order: bool = False
 
-    @property
-    def sharded_heads(self) -> None:  # type: ignore[override]
-        """None: its layers over ranks are compared with nothing."""
-        return None
-
     @classmethod
     def recognises(cls, tensors: Tensors) -> bool:
         return True

@@ -43,7 +43,9 @@ from serve_app.models.families.shared.fused_blocks import attention_output, modu
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
 from serve_app.models.kernels.rotary import normed_and_rotated, turns_of
+from serve_app.models.ranks.sharding import Sharding, sharding
 from serve_app.recipe.training import Flow
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX, HUNYUAN_VIDEO
@@ -142,6 +144,10 @@ class Kandinsky5(Transformer):
     def table(self, tensors: Tensors | None = None) -> Table:
         return {name: name for name in _MODULES}
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.width // self.head
+
     def build(self) -> nn.Module:
         return _Network(self)
 
@@ -230,17 +236,19 @@ class Kandinsky5(Transformer):
         for block in network.text_transformer_blocks:
             text = _refined(block, text, time, of_text)
         axes = tuple(self.head // HEADS[0] * share for share in AXES)
-        turns = turns_of(angles(given["at"], axes, THETA))
-        image = network.visual_embeddings.in_layer(_tokens(whole_patches(x)))
+        cells = _tokens(whole_patches(x))
+        shards = sharding(cells.shape[1])
+        turns = turns_of(angles(shards.shard(given["at"], dim=0), axes, THETA))
+        image = network.visual_embeddings.in_layer(shards.shard(cells))
         passing = Passing(rows, DOUBLES, given)
         for number, block in enumerate(network.visual_transformer_blocks):
-            [image] = passing.through(number, partial(_seen, block, image, text, time, turns), image)
+            [image] = passing.through(number, partial(_seen, block, image, text, time, turns, shards), image)
         last = network.out_layer
         shift, scale = last.modulation.out_layer(time)[:, None].chunk(2, dim=-1)
-        made = last.out_layer(modulated(last.norm, image, shift, scale))
+        made = shards.gather(last.out_layer(modulated(last.norm, image, shift, scale)), 0)
         cut = made.view(len(x), size[0], *grid(*size[1:]), -1, PATCH, PATCH).permute(0, 4, 1, 2, 5, 3, 6)
-        cells: Tensor = cut.flatten(5, 6).flatten(3, 4)[..., : size[1], : size[2]]
-        return cells.reshape(given["x"].shape)
+        latents: Tensor = cut.flatten(5, 6).flatten(3, 4)[..., : size[1], : size[2]]
+        return latents.reshape(given["x"].shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,11 +331,12 @@ def _refined(block: Any, text: Tensor, time: Tensor, turns: Tensor) -> Tensor:
     return _added(text, block.feed_forward_norm, of_feed, block.feed_forward)
 
 
-def _seen(block: Any, image: Tensor, text: Tensor, time: Tensor, turns: Tensor) -> Tensor:
-    """Return an image (R,n,W) after a block of it, which also attends to a text (R,T,W)."""
+def _seen(block: Any, image: Tensor, text: Tensor, time: Tensor, turns: Tensor, shards: Sharding) -> Tensor:
+    """Return this rank's tokens of an image (R,n,W) after a block of it, which also attends to a text (R,T,W)."""
     of_self, of_cross, of_feed = block.visual_modulation.out_layer(time)[:, None].chunk(3, dim=-1)
     attended = partial(_self_attended, block.self_attention, turns=turns)
-    image = _added(image, block.self_attention_norm, of_self, attended)
+    with attention_over(shards.of_attention):
+        image = _added(image, block.self_attention_norm, of_self, attended)
     image = _added(image, block.cross_attention_norm, of_cross, partial(_cross_attended, block.cross_attention, text))
     return _added(image, block.feed_forward_norm, of_feed, block.feed_forward)
 

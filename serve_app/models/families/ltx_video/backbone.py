@@ -31,11 +31,20 @@ from serve_app.models.families.video.ltx2 import (
     Stream,
     noise_levels,
 )
-from serve_app.models.families.video.ltx2_blocks import EPS, Blocks, finished, modulation, normed, rotations
+from serve_app.models.families.video.ltx2_blocks import (
+    EPS,
+    Blocks,
+    finished,
+    modulation,
+    normed,
+    own_levels,
+    rotations,
+)
 from serve_app.models.families.video.ltx2_guides import Guides
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.ranks.sharding import Sharding, sharding
 from serve_app.recipe.training import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import LTX_VIDEO
@@ -105,6 +114,10 @@ class LtxVideo(Transformer):
                 layer = f"transformer_blocks.{number}.{attention}"
                 table |= {f"{layer}.q_norm": f"{layer}.norm_q", f"{layer}.k_norm": f"{layer}.norm_k"}
         return table
+
+    @property
+    def sharded_heads(self) -> int:
+        return self.video.heads
 
     def build(self) -> nn.Module:
         return _Network(self)
@@ -183,17 +196,26 @@ class LtxVideo(Transformer):
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         x, kept = given["x"], given.get("kept")
         cells = x.flatten(2).transpose(1, 2)
-        tokens = network.proj_in(cells if kept is None else cells[:, kept])
-        time, parts = network.time(given["level"], tokens.dtype)
+        seen = cells if kept is None else cells[:, kept]
+        shards = sharding(seen.shape[1])
+        tokens = network.proj_in(shards.shard(seen))
+        time, parts = network.time(own_levels(given["level"], shards), tokens.dtype)
         text = network.caption_projection(given["text"])
-        turns = rotations(given["at"], self.video.heads, self.video.width, double=False)
+        turns = rotations(shards.shard(given["at"], dim=0), self.video.heads, self.video.width, double=False)
         through = partial(
-            _through, text=text, time=parts, turns=turns, there=given.get("there"), heed=given.get("heed")
+            _through,
+            text=text,
+            time=parts,
+            turns=turns,
+            shards=shards,
+            there=given.get("there"),
+            heed=given.get("heed"),
         )
         passing = Passing(rows, DOUBLES, given)
         for number, block in enumerate(network.transformer_blocks):
             [tokens] = passing.through(number, partial(through, block, tokens), tokens)
         made = finished(network.norm_out, network.scale_shift_table, network.proj_out, tokens, time)
+        made = shards.gather(made, 0)
         if kept is not None:
             made = torch.zeros_like(cells).index_copy(1, kept, made)
         return made.transpose(1, 2).reshape(x.shape)
@@ -239,13 +261,19 @@ def _through(
     text: Tensor,
     time: Tensor,
     turns: Tensor,
+    shards: Sharding,
     there: Tensor | None,
     heed: Tensor | None,
 ) -> Tensor:
-    """Return tokens (R,n,W) after a block. there: of the text, (R,1,1,T); heed: of guides, as in `Tokens`."""
+    """Return this rank's tokens (R,n,W) after a block.
+
+    there: of the text, (R,1,1,T); heed: of guides, as in `Tokens`.
+    """
     blocks = Blocks(halves=False)
     shift, scale, gate, *fed = modulation(block.scale_shift_table, time, tokens, slice(0, 6))
-    found = blocks.attention(block.attn1, addcmul(shift, normed(tokens), 1 + scale), turns=turns, heed=heed)
+    found = blocks.attention(
+        block.attn1, addcmul(shift, normed(tokens), 1 + scale), turns=turns, shards=shards, heed=heed
+    )
     tokens = addcmul(tokens, found, gate)
     tokens = tokens + blocks.attention(block.attn2, tokens, text, seen=there)
     shift, scale, gate = fed

@@ -24,6 +24,8 @@ from serve_app.models.families.shared.dit import DOUBLES, Passing, Transformer, 
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import MINIMAX_MUSIC_3
@@ -160,6 +162,10 @@ class MiniMaxMusic3(Transformer):
     def single(self, name: str) -> bool:
         return name.endswith(("inv_freq", "timestep_features.weight"))
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.width // HEAD
+
     def build(self) -> nn.Module:
         channels = self.latent_format.channels
         fed = 2 * channels + self.told
@@ -241,8 +247,11 @@ def _window(outer: Any, x: Tensor, told: Tensor, time: Tensor, passing: Passing)
     tokens = torch.cat([time[:, None], tokens], dim=1)
     places = torch.arange(tokens.shape[1], device=x.device).float()
     angles = torch.outer(places, inner.rotary_pos_emb["inv_freq"].float()).repeat(1, 2)
-    for number, block in enumerate(inner.layers):
-        (tokens,) = passing.through(number, partial(block, tokens, angles), tokens)
-    made: Tensor = inner.project_out(tokens[:, 1:]).transpose(1, 2)
+    shards = sharding(tokens.shape[1])
+    tokens, angles = shards.shard(tokens), shards.shard(angles, dim=0)
+    with attention_over(shards.of_attention):
+        for number, block in enumerate(inner.layers):
+            (tokens,) = passing.through(number, partial(block, tokens, angles), tokens)
+    made: Tensor = shards.gather(inner.project_out(tokens), 0)[:, 1:].transpose(1, 2)
     out: Tensor = outer.postprocess_conv(made) + made
     return out

@@ -30,11 +30,6 @@ class OvisImage(Flux):
 
     title = "Ovis-Image"
 
-    @property
-    def sharded_heads(self) -> None:  # type: ignore[override]
-        """None: its layers over ranks are compared with nothing."""
-        return None
-
     @classmethod
     def recognises(cls, tensors: Tensors) -> bool:
         return True

@@ -115,9 +115,12 @@ class OneStream(Transformer):
         """Return further tokens that image and text attend to; None by default."""
         return None
 
-    def together(self, network: Any, image: Stream, text: Stream, time: Tensor) -> Stream:
-        """Return image and references, and the text, as one stream; unchanged by default."""
-        return image.followed_by(text)
+    def together(self, network: Any, image: Stream, text: Stream, time: Tensor, shards: Sharding) -> Stream:
+        """Return this rank's shard of image and references, and the text, as one stream; unchanged by default.
+
+        shards: of the image, the references and the text.
+        """
+        return image.followed_by(text).sharded(shards)
 
     def inputs(
         self,
@@ -159,10 +162,10 @@ class OneStream(Transformer):
         reference_tokens = self.reference_tokens(network, given, time)
         count = image.tokens.shape[1]
         images = image if reference_tokens is None else image.followed_by(reference_tokens)
-        whole = self.together(network, images, text, time)
-        shards = sharding(count, whole.tokens.shape[1] - count)
+        shards = sharding(count, images.tokens.shape[1] - count, text.tokens.shape[1])
+        whole = self.together(network, images, text, time, shards)
         with attention_over(shards.of_attention):
-            whole = whole.sharded(shards).through_all(network.layers, time, LAYERS, controls)
+            whole = whole.through_all(network.layers, time, LAYERS, controls)
         made = self.last(network, whole.tokens, time)
         return made if shards.of_attention is None else shards.gather(made[:, : shards.count(0)], 0)
 

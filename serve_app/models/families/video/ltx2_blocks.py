@@ -244,7 +244,7 @@ class Times:
         dtype: torch.dtype,
     ) -> None:
         most, audio_most = (level.amax(dim=1, keepdim=True) for level in levels)
-        level, audio_level = (_own_levels(*both) for both in zip(levels, shards, strict=True))
+        level, audio_level = (own_levels(*both) for both in zip(levels, shards, strict=True))
 
         def of(layer: Any, levels: Tensor) -> tuple[Tensor, Tensor]:
             time = layer.emb.timestep_embedder(layer.emb.time_proj(levels.flatten()).to(dtype))
@@ -268,7 +268,7 @@ class Times:
             self.audio_text = self.audio[1].new_zeros(*audio_most.shape, 2 * self.audio[1].shape[2])
 
 
-def _own_levels(level: Tensor, shards: Sharding) -> Tensor:
+def own_levels(level: Tensor, shards: Sharding) -> Tensor:
     """Return the levels (R,G') of a rank's tokens, from those of all groups (R,G)."""
     if shards.of_attention is None or level.shape[1] == 1:
         return level

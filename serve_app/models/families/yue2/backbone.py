@@ -24,6 +24,8 @@ from serve_app.models.families.shared.dit import DOUBLES, Passing, Transformer, 
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import YUE2
@@ -154,6 +156,10 @@ class YuE2(Transformer):
         names = ("model", "vae2llm", "llm2vae", "time_embedder", "latent_pos_embed")
         return {name: name for name in names}
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
     def build(self) -> nn.Module:
         channels = self.latent_format.channels
         network, inner, times = nn.Module(), nn.Module(), nn.Module()
@@ -220,11 +226,14 @@ class YuE2(Transformer):
             frames = pad(x[..., start:end].transpose(1, 2), (0, 0, 1, 1))
             count = frames.shape[1]
             tokens = network.vae2llm(frames) + time + network.latent_pos_embed["pe"][:count].to(x.dtype)
-            angles = self.angles(last - first, count, x.device)
-            for number, block in enumerate(network.model.layers):
-                kept = before[:, first:last, number]
-                (tokens,) = passing.through(number, partial(block, tokens, kept, angles), tokens)
-            parts.append(network.llm2vae(network.model.norm(tokens))[:, 1:-1])
+            # Queries are of the frames, keys and values of the tokens before them too: a rank has some of both.
+            shards, keys = sharding(count), sharding(last - first, count)
+            tokens, kept = shards.shard(tokens), keys.shard(before[:, first:last], 0)
+            angles = shards.shard(self.angles(last - first, count, x.device), dim=0)
+            with attention_over(shards.of_attention, keys):
+                for number, block in enumerate(network.model.layers):
+                    (tokens,) = passing.through(number, partial(block, tokens, kept[:, :, number], angles), tokens)
+            parts.append(shards.gather(network.llm2vae(network.model.norm(tokens)), 0)[:, 1:-1])
         return torch.cat(parts, dim=1).transpose(1, 2)
 
     def angles(self, first: int, count: int, device: torch.device) -> Tensor:

@@ -24,12 +24,14 @@ from serve_app.models.families import (
     Unet,
     Wan,
     Wan22,
+    WanAnimate2,
     WanScail,
     WanVae,
 )
 from serve_app.models.families.dit.anima import IDS
 from serve_app.models.families.dit.hidream import STATES
 from serve_app.models.families.family import BackboneFamily
+from serve_app.models.families.video.seedvr2 import CONDITION
 from serve_app.models.ranks.leader import Leader
 from serve_app.models.weights.weights import Weights
 from serve_app.nested_tensor import NestedTensor
@@ -37,7 +39,18 @@ from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.weights import Lora
 from serve_app.sampling.request import SamplingRequest
 from serve_app.values import ClipVisionOutput, Conditioning, Control, Tiling
-from tests.parity import dit_control_cases, ltx_cases, minimax_h3_cases, qwen21_cases
+from tests.parity import (
+    ace_step_cases,
+    dit_control_cases,
+    ltx_cases,
+    minimax_h3_cases,
+    minimax_music_cases,
+    qwen21_cases,
+    seedvr2_cases,
+    stable_audio3_cases,
+    wan_cases,
+    yue2_cases,
+)
 from tests.parity.dit_cases import LLAMA_STATES, POOLED_WIDTH, TEXT_WIDTH, noise, weights
 from tests.parity.figures import GOLDEN
 from tests.unit.engine.mixes import relative_error, request
@@ -56,18 +69,26 @@ SMALL: Mapping[str, BackboneFamily] = {
     "flux3": Flux3(64, 2, 2, 2, TEXT_WIDTH, flow_map=True),
     "qwen21": qwen21_cases.BACKBONE,
     "scail": WanScail(256, 2, 96, TEXT_WIDTH, 20),
+    "animate2": WanAnimate2(256, 2, 96, TEXT_WIDTH, 36, SEEN),
 }
 """Networks of which ComfyUI's or the authors' names are not needed; those with a 4 have four heads."""
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
 CONTROLLED = json.loads((GOLDEN / "dit_controlled_keys.json").read_text())
 LTX = json.loads((GOLDEN / "ltx_keys.json").read_text())
 NETWORKS = json.loads((GOLDEN / "networks_keys.json").read_text())
-OF_NETWORKS = ("longcat_image", "hunyuan_video", "hunyuan_video15", "mage_flow")
+OF_NETWORKS = (
+    *("longcat_image", "hunyuan_video", "hunyuan_video15", "mage_flow", "boogu", "kandinsky5", "kandinsky5_image"),
+    *("ovis_image", "ltx_video", "chroma_radiance_linear", "chroma_radiance_conv"),
+)
+SOUNDS = ("stable_audio3", "ace_step", "minimax_music", "yue2")
+WITHOUT_TOKENS = ("seedvr2", "animate2")
+"""Transformers of which rows alone are divided."""
+CHECKPOINTS = ("sample", "stable_audio3", "yue2", *ltx_cases.NETS)
 TRANSFORMERS = (
     *("flux", "qwen", "flux2", "chroma", "krea2", "zimage", "lumina2", "sd35", "omnigen2", "anima", "hidream"),
-    *("auraflow", "pixart", "ernie_image", "ideogram4", "flux3", "qwen21", "scail", *OF_NETWORKS),
+    *("auraflow", "pixart", "ernie_image", "ideogram4", "flux3", "qwen21", "scail", *OF_NETWORKS, *SOUNDS),
 )
-NETS = (*TRANSFORMERS, "sample")
+NETS = (*TRANSFORMERS, *WITHOUT_TOKENS, "sample")
 """Families of which rows are divided. Tokens of the transformers are sharded too; most have two heads."""
 AXES = {
     "qwen4": (16, 1),
@@ -89,7 +110,40 @@ AXES = {
     "mage_flow": (128,),
     "hunyuan_video": (16, 3),
     "hunyuan_video15": (32, 3),
+    "kandinsky5": (16, 3),
+    "ltx_video": (128, 3),
+    "animate2": (16, 3),
+    "seedvr2": (16, 3),
+    "chroma_radiance_linear": (3,),
+    "chroma_radiance_conv": (3,),
+    "stable_audio3": (256,),
+    "ace_step": (64,),
+    "minimax_music": (128,),
+    "yue2": (64,),
 }
+CELLS: Mapping[str, tuple[int, ...]] = {
+    "sample": (8, 8),
+    "chroma_radiance_linear": (14, 20),
+    "chroma_radiance_conv": (32, 48),
+    "stable_audio3": (stable_audio3_cases.LENGTH,),
+    "ace_step": (ace_step_cases.LENGTH,),
+    "minimax_music": (minimax_music_cases.LENGTH,),
+    "yue2": (yue2_cases.CHUNKS[-1][1],),
+}
+"""Sizes of latents of nets where they are not six rows of ten."""
+TEXTS: Mapping[str, int] = {
+    **ltx_cases.TEXTS,
+    "sample": 64,
+    "qwen21": 32,
+    "stable_audio3": stable_audio3_cases.TEXT,
+    "ace_step": ace_step_cases.TEXT,
+    "minimax_music": 8 * minimax_music_cases.STATE,
+    "yue2": yue2_cases.KEPT,
+    "seedvr2": seedvr2_cases.TEXT,
+}
+"""Widths of texts that are not as wide as most."""
+LENGTHS: Mapping[str, int] = {"minimax_music": minimax_music_cases.FRAMES, "yue2": yue2_cases.CHUNKS[-1][3]}
+"""Tokens of texts that are as long as a song."""
 CONTROLNET = Recipe("controlnet", "controlnet", "flux_xlabs.safetensors")
 
 
@@ -99,14 +153,24 @@ def write_models(models: Path) -> None:
         (models / folder).mkdir(parents=True)
     write_sample_checkpoint(models / "checkpoints" / "sample.safetensors")
     keys = {**KEYS, **NETWORKS}
-    files = {name: weights(keys[name]) for name in TRANSFORMERS if name not in SMALL}
+    files = {name: weights(keys[name]) for name in TRANSFORMERS if name not in (*SMALL, *SOUNDS)}
     for name, family in SMALL.items():
         files[name] = by_own_names(family) if name in ("flux4", "flux3") else random_tensors(family, torch.float32)
     files["qwen21"] = qwen21_cases.file_of(SMALL["qwen21"], qwen21_cases.drawn(SMALL["qwen21"]))
     files |= {"controlled": weights(CONTROLLED["flux"]), "h3": minimax_h3_cases.file("pruned")}
     for name, tensors in files.items():
-        save_file(tensors, models / "diffusion_models" / f"{name}.safetensors")
+        save_file(tensors, models / "diffusion_models" / f"{name}.safetensors", wan_cases.METADATA.get(name))
     save_file(random_tensors(WanVae(8, latent_channels=16, image_channels=3), torch.float32), models / "vae" / VAE.name)
+    sounds = {
+        "stable_audio3": _stable_audio3(),
+        "ace_step": ace_step_cases.weights(_keys("ace_step")["net"]),
+        "minimax_music": minimax_music_cases.weights(_keys("minimax_music")["net"]),
+        "yue2": yue2_cases.file(_keys("yue2")),
+        "seedvr2": seedvr2_cases.weights(_keys("seedvr2")["7b"]),
+    }
+    for name, tensors in sounds.items():
+        folder = "checkpoints" if name in CHECKPOINTS else "diffusion_models"
+        save_file(tensors, models / folder / f"{name}.safetensors")
     for name in ltx_cases.NETS:
         path = models / "checkpoints" / f"{name}.safetensors"
         save_file(ltx_cases.autoencoder_weights(LTX[name]), path, ltx_cases.metadata(name))
@@ -118,13 +182,34 @@ def write_models(models: Path) -> None:
     save_file(named, models / "loras" / "l.safetensors")
 
 
+def _keys(name: str) -> dict[str, Any]:
+    """Return the shapes of the parts of a family's files."""
+    keys: dict[str, Any] = json.loads((GOLDEN / f"{name}_keys.json").read_text())
+    return keys
+
+
+def _stable_audio3() -> dict[str, Tensor]:
+    """Return a checkpoint's network and what embeds lengths."""
+    keys, prefixes = _keys("stable_audio3"), {"net": "model.model.", "conditioners": "conditioner.conditioners."}
+    parts = {part: stable_audio3_cases.weights(keys[part]) for part in prefixes}
+    return {prefixes[part] + name: tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
 def text(net: str, seed: int, length: int, **options: Any) -> Conditioning:
-    width = ltx_cases.TEXTS.get(net, {"sample": 64, "qwen21": 32}.get(net, TEXT_WIDTH))
+    width, length = TEXTS.get(net, TEXT_WIDTH), LENGTHS.get(net, length)
     if net == "hidream":
         options[STATES] = noise(f"states {seed}", (1, LLAMA_STATES, length, TEXT_WIDTH))
     if net == "anima":
         options[IDS] = torch.arange(length + 2)[None] + seed
     options["pooled_output"] = noise(f"pooled {seed}", (1, 768 if net == "hunyuan_video" else POOLED_WIDTH))
+    if net == "ace_step":
+        options["conditioning_lyrics"] = noise(f"lyrics {seed}", (1, 9, width))
+    if net == "yue2":
+        options["yue2_chunks"] = yue2_cases.CHUNKS
+    if net == "seedvr2":
+        options[CONDITION] = noise("condition", (1, 17, 3, 6, 10))
+    if net == "animate2":
+        options["pose_video_latent"] = noise("pose", (1, 16, 2, 6, 10))
     return [(noise(f"text {seed}", (1, length, width)), options)]
 
 
@@ -132,12 +217,12 @@ def job(
     net: str, cfg: float = 1.0, *, rows: int = 1, words: int = 7, lora: float = 0, patch: Any = None, **options: Any
 ) -> SamplingRequest:
     """Return a job of two steps. cfg: 1 is without a negative. patch: of the recipe."""
-    folder = "checkpoints" if net in ("sample", *ltx_cases.NETS) else "diffusion_models"
+    folder = "checkpoints" if net in CHECKPOINTS else "diffusion_models"
     recipe = Recipe("backbone", folder, f"{net}.safetensors", () if patch is None else (patch,))
     asked = {name: options.pop(name) for name in ("latents", "noise_mask") if name in options}
     return request(
         backbone=recipe.with_patch(Lora("l.safetensors", lora)) if lora else recipe,
-        shape=(rows, *AXES.get(net, (16,)), *((8, 8) if net == "sample" else (6, 10))),
+        shape=(rows, *AXES.get(net, (16,)), *CELLS.get(net, (6, 10))),
         positive=text(net, 1, words, **options),
         negative=text(net, 2, 5, **{name: one for name, one in options.items() if not name.startswith("attention")}),
         cfg=cfg,
@@ -192,6 +277,11 @@ def cases(size: int) -> dict[str, list[SamplingRequest]]:
         "references of flux": [job("flux4", 3.0, lora=0.7, **reference)],
         "references of omnigen2": [job("omnigen2", **reference)],
         "references of qwen21": [job("qwen21", reference_latents=[noise("of 2.1", (1, 64, 4, 6))])],
+        "references of boogu": [job("boogu", reference_latents=[noise("of boogu", (1, 16, 4, 6))])],
+        "a sound like another of ace_step": [
+            job("ace_step", reference_audio_timbre_latents=[noise("like", (1, 64, 101))])
+        ],
+        "a video of ltx_video of which a frame is kept": [job("ltx_video", noise_mask=later)],
         "references of flux3": [job("flux3", reference_latents=[noise("of 3", (1, 128, 4, 6))])],
         "an image to edit": [job("hidream", concat_latent_image=noise("edited", (1, 16, 6, 10)))],
         "texts of two lengths, with and without a LoRA": [job("flux4", words=3), job("flux4", words=9, lora=0.5)],
@@ -329,11 +419,6 @@ ROWS_ONLY: Mapping[str, str] = {
     "SeedVr2": "its attention is within windows of the video, not over all tokens",
     "WanAnimate2": "its frames attend to others' tokens one by one",
     **dict.fromkeys(("RtDetr4", "Sam31"), "it samples nothing"),
-    **dict.fromkeys(
-        ("AceStep15", "Boogu", "ChromaRadiance", "Kandinsky5", "Kandinsky5Image", "LtxVideo", "MiniMaxMusic3", "YuE2"),
-        "its shards are not written or not compared yet",
-    ),
-    **dict.fromkeys(("OvisImage", "StableAudio3"), "its shards are not written or not compared yet"),
 }
 """Transformers whose tokens are not shared, and why."""
 

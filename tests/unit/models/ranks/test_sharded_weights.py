@@ -36,7 +36,7 @@ SIZES = (3, pytest.param(2, marks=pytest.mark.long))
 STEPS = 2
 KILLED_AT = 3
 """The gathering in which another rank is killed."""
-TOKENS = ("flux4", "qwen4", "wan4", "zimage", "sd35", "krea2", "vace")
+TOKENS = ("flux4", "qwen4", "wan4", "zimage", "sd35", "krea2", "vace", "yue2")
 """Transformers of which one row is drawn, whose tokens are shared too."""
 ONCE = ("qwen4", "wan4", "zimage")
 
