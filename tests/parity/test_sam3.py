@@ -147,6 +147,32 @@ def test_a_card_finds_what_a_cpu_does_beside_a_box(runtime: Any, tmp_path: Path)
     assert (found.masks != ours.masks).float().mean() < 1e-3
 
 
+WAITS = 7
+"""For a card in each image of a video, however many things there are: two for what is found, three for what is
+followed, one for what of these is the same, and one for the masks."""
+
+
+@pytest.mark.parametrize("given", [0, 1], ids=["found", "given and found"])
+@torch.inference_mode()
+def test_a_card_follows_what_a_cpu_does_and_waits_as_often_for_many_things_as_for_one(
+    given: int, runtime: Any, tmp_path: Path
+) -> None:
+    initial = cases.initial()[:given] if given else None
+    request = Tracking(cases.images(cases.FRAMES), several(), initial, cases.THRESHOLD, 4, 1)
+    ours = finished(runtime.family.searched(runtime.network, request))
+    card = Card()
+    with card.used():
+        on_card = loaded(tmp_path, CARD)
+        before = card.counts.copy()
+        found = finished(on_card.family.searched(on_card.network, request))
+        counts = card.counts.since(before)
+    assert len(found["scores"]) > 2
+    assert torch.tensor(found["scores"]).allclose(torch.tensor(ours["scores"]), atol=1e-3)
+    assert (found["packed_masks"] != ours["packed_masks"]).float().mean() < 1e-3
+    assert counts.stalls <= WAITS * cases.FRAMES, counts.where
+    assert (counts.to_card, card.order.early) == (0, [])
+
+
 @pytest.mark.parametrize(
     ("name", "initial", "texts"),
     [

@@ -7,11 +7,13 @@ import pytest
 from bench.step_jobs import JOBS
 from bench.steps import TARGET, counted, ratios, recorded
 
-TITLES = [title for title in JOBS if title.startswith(("Z-Image", "Flux.1 dev fp8", "Wan"))]
-"""Those of all kinds of block; the command counts the others too."""
+USUAL = ("Z-Image", "Flux.1 dev fp8", "Wan")
+"""What the titles begin with of those that have all kinds of block."""
 
 
-@pytest.mark.parametrize("title", TITLES)
+@pytest.mark.parametrize(
+    "title", [title if title.startswith(USUAL) else pytest.param(title, marks=pytest.mark.long) for title in JOBS]
+)
 def test_a_step_takes_no_more_kernels_and_bytes_than_comfyuis(title: str) -> None:
     pytest.importorskip("comfy_kitchen")
     kernels, nbytes = ratios(counted(JOBS[title]), recorded()[title])

@@ -502,6 +502,10 @@ class _Bindings(TorchFunctionMode):
             return args[0].to(device, args[1].dtype, *args[2:], **kwargs)
         if func is Tensor.tolist and isinstance(args[0], OnCard):
             return args[0].cpu().tolist()
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], OnCard):
+            # The tensor of a list's numbers would be made where torch's own code takes the card's to be.
+            places = tuple(map(_listed, args[1])) if isinstance(args[1], tuple) else _listed(args[1])
+            args = (args[0], places, *args[2:])
         if func is Tensor.__setitem__ and isinstance(args[0], OnCard) and not isinstance(args[2], Tensor):
             # The number would be made where torch's own code takes the tensor to be.
             args = (*args[:2], OnCard(torch.tensor(args[2], dtype=args[0].dtype)))
@@ -511,6 +515,11 @@ class _Bindings(TorchFunctionMode):
             with self._card.apart():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _listed(index: Any) -> Any:
+    """Return an index as torch takes it: a list is a tensor of the CPU, which a card is sent."""
+    return torch.tensor(index) if isinstance(index, list) else index
 
 
 def _pinned(tensor: Tensor) -> Tensor:

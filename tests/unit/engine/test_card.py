@@ -104,6 +104,17 @@ def test_the_card_counts_kernels_copies_and_what_waits(card):
         assert (counts.waits, counts.to_card, counts.to_host) == (1, 2, 1)
 
 
+def test_a_list_of_numbers_is_sent_to_the_card_which_the_host_waits_for(card):
+    with card.used():
+        before = card.counts.copy()
+        x = card.place(torch.arange(6.0).view(3, 2))
+        assert x[[2, 0]].cpu().tolist() == [[4, 5], [0, 1]]
+        assert x[:, [1]].cpu().tolist() == [[1], [3], [5]]
+        x[[0]] = 7.0
+        assert x.cpu()[0].tolist() == [7, 7]
+        assert card.counts.since(before).to_card == 3
+
+
 def test_a_picture_of_latents_takes_one_copy_to_the_host_which_waits_for_nothing(card):
     latents = torch.randn(1, 4, 3, 5, generator=torch.Generator().manual_seed(1))
     with card.used():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, pairwise
 
 import numpy as np
 import torch
@@ -57,23 +58,37 @@ def distinct(masks: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     for number in range(len(masks)):
         if not any(alike[number][better] for better in kept):
             kept.append(number)
-    return masks[kept], scores[kept]
+    return chosen(kept, masks, scores)
+
+
+def chosen(numbers: Sequence[int], first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return those rows of two tensors that have these numbers. The host waits for no device."""
+    index = to_device(torch.tensor(numbers, dtype=torch.int64), first.device)
+    return first[index], second[index]
+
+
+def read(*tensors: Tensor) -> list[list[float]]:
+    """Return the numbers of each tensor, for all of which the host waits once."""
+    numbers = torch.cat([tensor.flatten().float() for tensor in tensors]).tolist()
+    ends = np.cumsum([0, *(tensor.numel() for tensor in tensors)])
+    return [numbers[start:stop] for start, stop in pairwise(ends)]
 
 
 def cleaned(masks: Tensor) -> Tensor:
     """Return masks (N,1,h,w) without small holes and specks; of a small thing not more than half is a speck."""
-    masks = torch.where(_small(masks <= 0, torch.full((len(masks),), SPECKS)), HOLE, masks)
-    inside = masks > 0
-    most = (inside.flatten(1).sum(1) // 2).clamp(max=SPECKS)
-    return torch.where(_small(inside, most), SPECK, masks)
+    masks = torch.where(_small(masks <= 0), HOLE, masks)
+    return torch.where(_small(masks > 0, share=0.5), SPECK, masks)
 
 
-def _small(there: Tensor, most: Tensor) -> Tensor:
-    """Return which cells (N,1,h,w) are in pieces, whose cells touch by their sides, of `most` (N,) cells or fewer."""
+def _small(there: Tensor, share: float = 1.0) -> Tensor:
+    """Return which cells (N,1,h,w) are in pieces, whose cells touch by their sides, of SPECKS or fewer.
+
+    share: of all that are there of a thing, the most in such a piece.
+    """
     found = np.zeros(tuple(there.shape), dtype=bool)
-    for number, (cells, limit) in enumerate(zip(there[:, 0].cpu().numpy(), most.tolist(), strict=True)):
+    for number, cells in enumerate(there[:, 0].cpu().numpy()):
         labels, _ = ndimage.label(cells)
-        small = np.bincount(labels.ravel()) <= limit
+        small = np.bincount(labels.ravel()) <= min(SPECKS, cells.sum() * share)
         small[0] = False
         found[number, 0] = small[labels]
     return to_device(torch.from_numpy(found), there.device)
@@ -142,8 +157,9 @@ class Tracks:
         pyramid = self.vision.pyramid("convs", seen)
         found = [self.detector(pyramid, text) for text in self.texts]
         scores = torch.cat([one.scores for one in found]).sigmoid()
-        masks, good = torch.cat([one.masks for one in found]), scores > self.threshold
-        return distinct(masks[good], scores[good])
+        good = (scores > self.threshold).tolist()
+        masks = torch.cat([one.masks for one in found])
+        return distinct(*chosen([number for number, of in enumerate(good) if of], masks, scores))
 
     def _begin(self, number: int, seen: Tensor, pyramid: list[Tensor], masks: Tensor) -> Frame:
         """Return the frame in which things are first seen, with masks (N,1,SIDE,SIDE)."""
@@ -179,18 +195,17 @@ class Tracks:
         """Return masks (N,1,h,w) without those of things that were hidden later than others in the same place."""
         if len(masks) < 2:
             return masks
-        close = (overlap(masks[:, 0], masks[:, 0]) >= OCCLUDED).triu(1).tolist()
-        empty = (~(masks > 0).flatten(1).any(1)).tolist()
+        close, there = read(overlap(masks[:, 0], masks[:, 0]) >= OCCLUDED, (masks > 0).flatten(1).any(1))
         unbelieved = set()
-        for first, others in enumerate(close):
-            for second, there in enumerate(others):
+        for first, second in combinations(range(len(masks)), 2):
+            if close[first * len(masks) + second]:
                 one, other = self._hidden[first], self._hidden[second]
-                if there and one > other > -1:
+                if one > other > -1:
                     unbelieved.add(first)
-                elif there and other > one > -1:
+                elif other > one > -1:
                     unbelieved.add(second)
-        for thing, none in enumerate(empty):
-            if none or thing in unbelieved:
+        for thing, seen in enumerate(there):
+            if not seen or thing in unbelieved:
                 self._hidden[thing] = number
         out = to_device(torch.tensor([thing in unbelieved for thing in range(len(masks))]), masks.device)
         return torch.where(out[:, None, None, None], OUT, masks)
@@ -213,25 +228,24 @@ class Tracks:
         """Compare what was found, masks (N,h,w), with what is followed, and follow what is new."""
         small = _sized(found, frame.small)
         alike = overlap(small[:, 0], frame.small[:, 0])
-        for thing, matched in enumerate((alike >= SAME).any(0).tolist()):
-            step = 1 if matched else -1
+        there = alike >= SAME
+        best = alike.argmax(1) if len(found) else scores
+        matched, known, sure, things, of_found = read(there.any(0), there.any(1), scores >= SURE, best, scores)
+        for thing, once in enumerate(matched):
+            step = 1 if once else -1
             self._trust[thing] = min(TRUST_MOST, max(TRUST_LEAST, self._trust[thing] + step))
-        if not len(found):
-            return
-        best = alike.max(1)
-        known, sure = best.values >= SAME, scores >= SURE
-        for number in (known & sure).nonzero().flatten().tolist():
-            thing = int(best.indices[number])
-            frame.small[thing] = small[number]
-            frame.large[thing] = _sized(found[number : number + 1], frame.large)[0]
-        if (known & sure).any():
+        better = [number for number, of in enumerate(known) if of and sure[number]]
+        for number in better:
+            frame.small[int(things[number])] = small[number]
+            frame.large[int(things[number])] = _sized(found[number : number + 1], frame.large)[0]
+        if better:
             self._remember(frame, 0, coarsest)
-        new = (~known).nonzero().flatten().tolist()
-        new = new[: self.most - len(self.scores)]
+        new = [number for number, of in enumerate(known) if not of][: self.most - len(self.scores)]
         if new:
-            frame.small = torch.cat((frame.small, small[new]))
-            frame.large = torch.cat((frame.large, _sized(found[new], frame.large)))
-            self._join(scores[new].tolist(), 1)
+            small, found = chosen(new, small, found)
+            frame.small = torch.cat((frame.small, small))
+            frame.large = torch.cat((frame.large, _sized(found, frame.large)))
+            self._join([of_found[number] for number in new], 1)
             self._remember(frame, len(new), coarsest)
 
     def _join(self, scores: Sequence[float], trust: int) -> None:
