@@ -267,7 +267,7 @@ class Card(TorchDispatchMode):
         if to_card:
             kwargs["device"] = _CPU
         wrappers = {id(leaf.held): leaf for leaf in mine}
-        kernel = partial(_widened, func) if name in _WIDENED else _scaled_product if name == "_scaled_mm" else func
+        kernel = _kernel(name, func)
         work = partial(kernel, *_mapped(args, _held), **{key: _mapped(value, _held) for key, value in kwargs.items()})
         wrapped = _mapped(work(), lambda leaf: _wrapped(leaf, wrappers))
         self._place(name, func, mine, wrapped, work)
@@ -409,6 +409,13 @@ def _numbered(value: Any) -> Any:
     return CARD if isinstance(value, torch.device) and value == _UNNUMBERED else value
 
 
+def _kernel(name: str, func: Any) -> Any:
+    """Return what computes an operation: torch's own, or in single precision what a CPU takes long for."""
+    if name == "_scaled_mm":
+        return partial(_scaled_product, func)
+    return partial(_widened, func) if name in _WIDENED else func
+
+
 def _widened(func: Any, numbers: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return what an operation makes of numbers, in their dtype, computed in single precision."""
     made: Tensor = func(numbers.float(), *args, **kwargs)
@@ -416,6 +423,7 @@ def _widened(func: Any, numbers: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _scaled_product(
+    func: Any,
     a: Tensor,
     b: Tensor,
     scale_a: Tensor,
@@ -432,7 +440,7 @@ def _scaled_product(
     assert scale_result is None, "the result has a scale"
     # A meta tensor that is no fake one is checked as a card's.
     given = [None if tensor is None else tensor.to("meta") for tensor in (a, b, scale_a, scale_b, bias)]
-    torch.ops.aten._scaled_mm.default(*given, None, out_dtype, use_fast_accum)
+    func(*given, None, out_dtype, use_fast_accum)
     made = (a.float() @ b.float()) * scale_a * scale_b
     return (made if bias is None else made + bias).to(out_dtype or a.dtype)
 
