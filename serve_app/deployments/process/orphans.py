@@ -27,7 +27,9 @@ _log = log.get("replica")
 
 def watch(look_s: float = LOOK_S) -> None:
     """End this process once it is a named actor's that Ray has no more. look_s: seconds between two looks."""
-    Thread(target=_watch, args=(look_s,), name="orphans", daemon=True).start()
+    # Ray's processes that spill objects call this too, and have no actor.
+    if ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+        Thread(target=_watch, args=(look_s,), name="orphans", daemon=True).start()
 
 
 def _watch(look_s: float) -> None:
