@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.chaos.campaign import Plan, under_faults
-from tests.chaos.faults import faults
+from tests.chaos.faults import faults, named
 from tests.chaos.site import Setting, Site
 
 
@@ -39,7 +38,7 @@ def main() -> int:
         minutes=arguments.minutes,
     )
     site = Site(setting)
-    chosen = [fault for fault in faults(site) if re.search(arguments.only, f"{fault.part}: {fault.action}")]
+    chosen = named(faults(site), arguments.only)
     report = under_faults(plan, site, chosen, setting.title)
     print("\n".join(report.lines()), flush=True)
     if arguments.keep:

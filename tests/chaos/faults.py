@@ -54,6 +54,15 @@ class Fault:
     weight: int
 
 
+def named(found: Sequence[Fault], name: str) -> list[Fault]:
+    """Return the faults whose name, as `rank: kill`, has this regular expression in it. Errors: SystemExit for none."""
+    names = [f"{fault.part}: {fault.action}" for fault in found]
+    chosen = [fault for fault, full in zip(found, names, strict=True) if re.search(name, full)]
+    if not chosen:
+        raise SystemExit(f"no fault has {name!r} in its name, but there are: {', '.join(names)}")
+    return chosen
+
+
 @dataclass(frozen=True)
 class Struck:
     """A fault that was done. mended_s: until a job that was submitted then was done; None for never.

@@ -8,12 +8,12 @@ Jobs run while hosts are cut off, deaf, slow, turned off and drained, the head, 
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import sys
 from pathlib import Path
 
 from tests.chaos.campaign import Plan, Report, under_faults
+from tests.chaos.faults import named
 from tests.hosts import cluster, network, record
 from tests.hosts.alone import alone, limit
 from tests.hosts.cells import Moved, moved
@@ -55,8 +55,7 @@ def _attacked(site: Cluster, arguments: argparse.Namespace) -> Report | Upgraded
         return upgraded(site, arguments.rate, arguments.seed)
     if arguments.scale:
         return scaled(site, arguments.seed)
-    found = faults(site, short=arguments.short)
-    chosen = [fault for fault in found if re.search(arguments.only, f"{fault.part}: {fault.action}")]
+    chosen = named(faults(site, short=arguments.short), arguments.only)
     if arguments.short:
         plan = Plan(30, len(chosen), poison=0.0, seed=arguments.seed, short=True, restart=False)
         return under_faults(plan, site, chosen, "three hosts")
