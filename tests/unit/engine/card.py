@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.engine.card_driver import Driver, Memories, name_of
+from tests.unit.engine.card_kernels import FREE, READS, kernel_of, operation
 from tests.unit.engine.card_order import Memory, Order, Place, record
 
 CARD = torch.device("cuda", 0)
@@ -133,31 +134,6 @@ class Counts:
         return self.to_card + self.to_host + self.waits
 
 
-_FREE = {
-    "detach", "alias", "lift_fresh", "is_pinned", "empty", "empty_strided", "empty_like", "new_empty",
-    "new_empty_strided", "_reshape_alias", "view", "_unsafe_view", "resize_", "set_", "is_same_size", "record_stream",
-}  # fmt: skip
-"""Operations without a kernel, beside those that torch itself calls views."""
-
-_WHOLE = {
-    "linear", "conv2d", "conv1d", "scaled_dot_product_attention", "layer_norm", "group_norm", "softmax", "log_softmax",
-    "rms_norm", "embedding", "silu", "gelu",
-    *(f"upsample_{way}" for way in ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")),
-    *(f"{way}{axes}d" for axes in (1, 2, 3) for way in ("upsample_nearest", "_upsample_nearest_exact")),
-    *(f"_upsample_{way}2d_aa" for way in ("bilinear", "bicubic")),
-}  # fmt: skip
-"""Operations that a card has a kernel for, though torch could take them apart."""
-
-_WIDENED = {f"_upsample_{way}2d_aa" for way in ("bilinear", "bicubic")}
-"""Operations that a card's kernels do in half precision and a CPU's do not: these do them on wider numbers."""
-
-_READS = {
-    "_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim",
-    "_linalg_check_errors",
-}  # fmt: skip
-"""Operations whose result the host has to wait for."""
-
-
 class _Within(local):
     """What a thread is in: so many networks, so many operations that it takes apart."""
 
@@ -243,7 +219,7 @@ class Card(TorchDispatchMode):
         if kwargs:
             leaves += _leaves(tuple(kwargs.values()))
         mine = [leaf for leaf in leaves if isinstance(leaf, OnCard)]
-        name, decomposes = _operation(func)
+        name, decomposes = operation(func)
         device = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
         to_card = device is not None and self._is_card(device)
         if name in ("pin_memory", "_pin_memory"):
@@ -267,7 +243,7 @@ class Card(TorchDispatchMode):
         if to_card:
             kwargs["device"] = _CPU
         wrappers = {id(leaf.held): leaf for leaf in mine}
-        kernel = _kernel(name, func)
+        kernel = kernel_of(name, func)
         work = partial(kernel, *_mapped(args, _held), **{key: _mapped(value, _held) for key, value in kwargs.items()})
         wrapped = _mapped(work(), lambda leaf: _wrapped(leaf, wrappers))
         self._place(name, func, mine, wrapped, work)
@@ -280,7 +256,7 @@ class Card(TorchDispatchMode):
         for leaf in results:
             storage = leaf.held.untyped_storage()._cdata
             leaf.memory = memories[storage] if storage in memories else self._allocated(leaf.held)
-        if not func.is_view and name not in _FREE:
+        if not func.is_view and name not in FREE:
             written = [leaf.memory for leaf in results if leaf.memory is not None]
             read = [leaf.memory for leaf in given if leaf.memory is not None]
             self.order.asked(name, read, written)
@@ -302,7 +278,7 @@ class Card(TorchDispatchMode):
 
     def _arrived(self, name: str, func: Any, leaves: Sequence[Any]) -> None:
         """See that the host reads nothing that a copy has yet to bring."""
-        if not func.is_view and name not in _FREE:
+        if not func.is_view and name not in FREE:
             for leaf in leaves:
                 # Weights in a layout of a CPU's own have no storage, and no copy brings them.
                 on_host = isinstance(leaf, Tensor) and not isinstance(leaf, OnCard) and not leaf.is_mkldnn
@@ -324,9 +300,9 @@ class Card(TorchDispatchMode):
                 raise MixedDevicesError(f"{name} was given {tuple(leaf.shape)} of the CPU beside tensors of the card")
 
     def _count(self, name: str, func: Any) -> None:
-        if name in _READS:
+        if name in READS:
             self._stall("waits")
-        elif not func.is_view and name not in _FREE:
+        elif not func.is_view and name not in FREE:
             with self._lock:
                 if self._within.networks:
                     self._counted.inside += 1
@@ -381,12 +357,6 @@ class Card(TorchDispatchMode):
 
 
 @cache
-def _operation(func: Any) -> tuple[str, bool]:
-    """Return an operation's name, and whether torch's own code takes it apart."""
-    name = func.overloadpacket._qualified_op_name.rpartition("::")[2]
-    return name, name not in _WHOLE and func._can_decompose()
-
-
 def _leaves(value: Any) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         return [value]
@@ -407,42 +377,6 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 def _numbered(value: Any) -> Any:
     return CARD if isinstance(value, torch.device) and value == _UNNUMBERED else value
-
-
-def _kernel(name: str, func: Any) -> Any:
-    """Return what computes an operation: torch's own, or in single precision what a CPU takes long for."""
-    if name == "_scaled_mm":
-        return partial(_scaled_product, func)
-    return partial(_widened, func) if name in _WIDENED else func
-
-
-def _widened(func: Any, numbers: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Return what an operation makes of numbers, in their dtype, computed in single precision."""
-    made: Tensor = func(numbers.float(), *args, **kwargs)
-    return made.to(numbers.dtype)
-
-
-def _scaled_product(
-    func: Any,
-    a: Tensor,
-    b: Tensor,
-    scale_a: Tensor,
-    scale_b: Tensor,
-    bias: Tensor | None = None,
-    scale_result: Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-    use_fast_accum: bool = False,
-) -> Tensor:
-    """Return what `torch._scaled_mm` does, in single precision: a CPU takes seconds for each product of eight bits.
-
-    Errors: those of a card, for what it cannot multiply.
-    """
-    assert scale_result is None, "the result has a scale"
-    # A meta tensor that is no fake one is checked as a card's.
-    given = [None if tensor is None else tensor.to("meta") for tensor in (a, b, scale_a, scale_b, bias)]
-    func(*given, None, out_dtype, use_fast_accum)
-    made = (a.float() @ b.float()) * scale_a * scale_b
-    return (made if bias is None else made + bias).to(out_dtype or a.dtype)
 
 
 def _held(value: Any) -> Any:
