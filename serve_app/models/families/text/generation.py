@@ -78,6 +78,13 @@ class Cache:
         """Whether a layer may have to return to an earlier state; none has."""
         return False
 
+    def get_recurrent_states_to_keep(self, layer: int) -> int:
+        """Return how many states before the last a recurrent layer is to return."""
+        return 0
+
+    def increase_count(self, layer: int, *_: Any) -> None:
+        """Count a token whose inputs a layer has put into `get_conv_state` itself; lengths are known without."""
+
     def grown(self) -> list[list[KeysValues]]:
         """Return each text's keys and values, by layer, including those that a forward added."""
         layers = range(len(self._added) + len(self._states))
