@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from sys import _getframe
 from threading import Lock, current_thread, local
 from types import FrameType
@@ -356,7 +356,6 @@ class Card(TorchDispatchMode):
         return card
 
 
-@cache
 def _leaves(value: Any) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         return [value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ READS = {
 """Operations whose result the host has to wait for."""
 
 
+@cache
 def operation(func: Any) -> tuple[str, bool]:
     """Return an operation's name, and whether torch's own code takes it apart."""
     name = func.overloadpacket._qualified_op_name.rpartition("::")[2]
