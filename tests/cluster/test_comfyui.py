@@ -71,7 +71,9 @@ def test_the_status_says_what_keeps_a_pool_from_working_and_the_others_go_on(ser
 
 
 # Of those that are no different for a ComfyUI, test_kills has the short form.
-@pytest.mark.parametrize("kind", [*KINDS[:2], *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[2:])])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "process" else pytest.mark.long) for kind in KINDS]
+)
 def test_every_job_of_either_pool_ends_once_after_a_kill(kind: str, server: Server) -> None:
     seeds = [100 * KINDS.index(kind) + number for number in range(JOBS)]
     jobs = [server.submit(graph(seed, StandInWork={"seconds": 0.2, "steps": 4})) for seed in seeds]

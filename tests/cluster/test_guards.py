@@ -203,7 +203,8 @@ def test_a_thread_that_never_ends_costs_its_replica_and_no_innocent(jobs: Jobs, 
     assert logged(jobs.server, "status 83", f"node n (Endless) of job {guilty}")
 
 
-@pytest.mark.parametrize(("kind", "status"), [("Blocks", 81), ("Fills", 82)])
+# That a replica whose loop is blocked ends is in unit/replica/test_watchdog.
+@pytest.mark.parametrize(("kind", "status"), [pytest.param("Blocks", 81, marks=pytest.mark.long), ("Fills", 82)])
 def test_a_node_that_blocks_the_loop_or_fills_memory_is_given_up_alone(jobs: Jobs, kind: str, status: int) -> None:
     process, innocents = pid(jobs.server), jobs.innocents()
     guilty = jobs.submit(kind)

@@ -49,6 +49,8 @@ def test_two_ranks_draw_what_one_draws_for_a_strict_job(ranks: Server) -> None:
     assert any("rank=1 of 2" in line for line in said), said
 
 
+# That a replica without one of its ranks ends is in unit/models/ranks, that its jobs go elsewhere in test_kills.
+@pytest.mark.long
 def test_a_job_ends_once_though_a_rank_of_its_replica_is_killed(ranks: Server) -> None:
     job = ranks.submit(txt2img(6, steps=40, side=128, prefix="killed/image"))
     wait_for(lambda: ranks.get(f"/history/{job}")[job]["status"]["status_str"] == "running", "a job that runs")

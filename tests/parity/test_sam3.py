@@ -152,7 +152,9 @@ WAITS = 7
 followed, one for what of these is the same, and one for the masks."""
 
 
-@pytest.mark.parametrize("given", [0, 1], ids=["found", "given and found"])
+@pytest.mark.parametrize(
+    "given", [pytest.param(0, id="found", marks=pytest.mark.long), pytest.param(1, id="given and found")]
+)
 @torch.inference_mode()
 def test_a_card_follows_what_a_cpu_does_and_waits_as_often_for_many_things_as_for_one(
     given: int, runtime: Any, tmp_path: Path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,12 @@ def watched(shared: EngineRuntime) -> tuple[Runtime, list[tuple[int, int]]]:
     return shared.bind(lambda done, of: seen.append((done, of))), seen
 
 
-@pytest.mark.parametrize(("size", "overlap"), tiled_cases.DECODES)
+def first(sizes: Sequence[tuple[int, int]]) -> list[Any]:
+    """Return parameters for the first of these; the others are for long tests, since the rule of the tiles is one."""
+    return [sizes[0], *(pytest.param(*size, marks=pytest.mark.long) for size in sizes[1:])]
+
+
+@pytest.mark.parametrize(("size", "overlap"), first(tiled_cases.DECODES))
 async def test_latents_are_decoded_in_tiles_as_by_comfyui(mini15: EngineRuntime, size: int, overlap: int) -> None:
     runtime, seen = watched(mini15)
     node = BUILTIN["VAEDecodeTiled"]()
@@ -69,7 +74,7 @@ async def test_latents_are_decoded_in_tiles_as_by_comfyui(mini15: EngineRuntime,
     assert seen == [(done, len(seen)) for done in range(1, len(seen) + 1)]
 
 
-@pytest.mark.parametrize(("size", "overlap"), tiled_cases.ENCODES)
+@pytest.mark.parametrize(("size", "overlap"), first(tiled_cases.ENCODES))
 async def test_images_are_encoded_in_tiles_as_by_comfyui(mini15: EngineRuntime, size: int, overlap: int) -> None:
     runtime, _ = watched(mini15)
     node = BUILTIN["VAEEncodeTiled"]()

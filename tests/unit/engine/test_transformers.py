@@ -67,7 +67,7 @@ LAYER = {
     "pixart": "blocks.1.cross_attn.kv_linear",
     "wan": "blocks.1.cross_attn.k_img",
 }
-USUAL = ("zimage", "flux", "lumina2", "chroma", "sd35", "qwen", "wan")
+USUAL = ("flux", "lumina2", "sd35", "wan")
 """Of which jobs are mixed in short tests; parity.test_dit compares rows of several cases in one forward, of all."""
 METHODS = {
     "flux": ("offset", "index", "uxo"),

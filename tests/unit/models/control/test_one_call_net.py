@@ -43,8 +43,8 @@ BACKBONES = json.loads((GOLDEN / "dit_controlled_keys.json").read_text())
 OF_CONTROL = {case.control: case for case in CASES}
 UNETS = {"unet": 0, "unet union": 3}
 """By name: how many kinds of hint the ControlNet tells apart."""
-USUAL = ("flux_doubles", "flux_union", "flux_xlabs", "qwen_union", "qwen_masked", "sd3_large_pooled")
-"""Of each way to be told and to be added one; parity.test_dit_controls compares the forwards of all."""
+USUAL = ("flux_doubles", "flux_xlabs", "qwen_union")
+"""Of each way to be added one; parity.test_dit_controls compares the forwards of all."""
 NAMES = [*UNETS, *(pytest.param(name, marks=() if name in USUAL else pytest.mark.long) for name in OF_CONTROL)]
 
 

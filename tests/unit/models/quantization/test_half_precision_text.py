@@ -48,6 +48,8 @@ KINDS = (
     "auraflow",
     "anima",
 )
+USUAL = ("chroma", "klein", "sd3", "qwen_image")
+"""Of these a T5, decoders, and CLIPs beside a T5."""
 WIDE = (nn.LayerNorm, nn.Conv3d, T5LayerNorm)
 """Layers that are given no inputs of another dtype than their weights', or round them to it."""
 TABLES = ("embed_tokens", "token_embedding")
@@ -86,7 +88,7 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        *((name, "auto") for name in KINDS),
+        *(pytest.param(name, "auto", marks=() if name in USUAL else pytest.mark.long) for name in KINDS),
         # By "auto" most are in bf16, as is said here of one.
         *(pytest.param(name, "bf16", marks=() if name == "qwen_image_21" else pytest.mark.long) for name in KINDS),
     ],
