@@ -133,7 +133,7 @@ def _ignore(_: object = None) -> None:
 class _Job:
     """Work for a thread. failed: called with its error. over: called once it is done, or will not be.
 
-    discard: called with its result, if the future is cancelled by then.
+    The future has its result only after that. discard: called with it, if the future is cancelled by then.
     """
 
     work: Callable[[Future[Any]], Any]
@@ -144,19 +144,18 @@ class _Job:
 
     def do(self) -> None:
         """Do it, unless the future is cancelled by now."""
-        try:
-            if not self.future.cancelled():
-                self._do()
-        finally:
+        if self.future.cancelled():
             self.over()
-
-    def _do(self) -> None:
+            return
         try:
             made = self.work(self.future)
         except BaseException as error:
+            self.over()
             self.failed(error)
             fail(self.future, error)
             return
+        # Whoever gets the result may need the room that `over` gives back.
+        self.over()
         if self.future.set_running_or_notify_cancel():
             self.future.set_result(made)
         elif made is not None:

@@ -216,6 +216,20 @@ def test_room_is_given_in_order_of_arrival_and_who_leaves_lets_the_others_throug
     assert weights.is_loaded(third.result(30))
 
 
+def test_what_is_loaded_is_kept_by_who_asked_for_it_alone_once_that_is_told(catalog: Catalog) -> None:
+    weights = cpu_weights(catalog)
+    loads = Loads(weights, lambda error: None, HostTimeline())
+    hold = loads.room(lambda: weights.needs.of(recipe("backbone", "a"))).result(30)
+    freed: Future[int] = Future()
+
+    def told(loaded: Future[None]) -> None:
+        hold.close()
+        freed.set_result(weights.release())
+
+    loads.load(hold).add_done_callback(told)
+    assert freed.result(30) > 0
+
+
 def test_the_threads_of_loads_end_with_them(catalog: Catalog) -> None:
     before = set(enumerate_threads())
     loads = Loads(cpu_weights(catalog), lambda error: None, HostTimeline())
