@@ -9,11 +9,10 @@ RUN := $(VENV)/bin
 demo: $(VENV)/serving
 	$(RUN)/serve-app demo
 
-# Six groups of tests: three at once keep two processors busy, for those with servers wait for much of their time. The longest
-# begin first: those that compute are two groups, so that no processor is left idle at the end. Tests that share one server are
-# one group, and so one process; the browser's pages take minutes to open beside the cluster of hosts, so they end before it.
-# Those that keep time have a processor before all others. The cluster of hosts, some 7 GB of memory, comes last, when most of
-# the others have ended.
+# Six groups of tests: four at once keep two processors busy, for those with servers and those that keep time wait for much of
+# their time. The longest begin first: those that compute are two groups, so that no processor is left idle at the end. Tests that
+# share one server are one group, and so one process. Those that keep time have a processor before all others. The cluster of
+# hosts, some 7 GB of memory, comes last and alone.
 ONE_SERVER := $(addprefix tests/,browser clients contract $(addprefix cluster/test_,kills.py sockets.py supervision.py webhooks.py))
 SERVERS := $(addprefix tests/,chaos cluster fuzz $(addprefix unit/,api cli comfyui deployments))
 KEEPING_TIME := $(addprefix tests/unit/,replica scheduler store)
@@ -25,7 +24,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := RAY_worker_niceness=0 OMP_NUM_THREADS=1 nice -n 5 $(RUN)/python -m pytest $(PYTEST_ARGUMENTS)
 
 test: $(VENV)/installed
-	$(MAKE) --jobs=3 --keep-going test-servers test-computing test-parity test-one-server test-keeping-time test-hosts
+	$(MAKE) --jobs=4 --keep-going test-servers test-computing test-parity test-keeping-time test-one-server || failed=yes; \
+		$(MAKE) test-hosts && test -z "$$failed"
 
 # The long forms too: pictures at their own sizes, and more examples of every property.
 test-all:
