@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from functools import partial
 from pathlib import Path
 from secrets import token_bytes
 from typing import Any
