@@ -334,6 +334,11 @@ def lead(models: Path, leader: Leader) -> dict[str, Case]:
     return found
 
 
+def lead_sharded(models: Path, leader: Leader) -> dict[str, Case]:
+    """Return what becomes of each case where the ranks have backbones' weights in parts."""
+    return lead(models, Leader(leader.group, shards_weights=True))
+
+
 VAE = Recipe("vae", "vae", "wan.safetensors")
 VIDEO = noise("video to decode", (1, 16, 3, 9, 4))
 IMAGES = noise("images to encode", (9, 72, 32, 3)).sigmoid()

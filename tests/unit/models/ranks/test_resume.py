@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from threading import Event
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pytest
 from safetensors.torch import save_file
@@ -37,6 +37,10 @@ STEPS, EACH = 9, 3
 RECIPE = Recipe("backbone", "diffusion_models", "flux4.safetensors")
 
 
+Drain: TypeAlias = Callable[[EngineRuntime, Callable[[], object]], Awaitable[None]]
+"""Has a runtime hand its runs over once they have come far enough. It is given what cancels them."""
+
+
 class Part(NamedTuple):
     """What one replica did. latents: None if it handed the run over. hosts: those of its ranks."""
 
@@ -62,8 +66,17 @@ class Paced(Leader):
             assert self.goes_on.wait(LATE_S), "nobody has handed the run over"
         return made
 
+    async def drain(self, runtime: EngineRuntime, stop: Callable[[], object]) -> None:
+        """Hand over what runs while the ranks wait."""
+        assert await asyncio.to_thread(self.reached.wait, LATE_S), "the run does not come so far"
+        handing = asyncio.ensure_future(runtime.hand_over(stop))
+        # Asked of the engine before its forward ends.
+        await asyncio.sleep(0)
+        self.goes_on.set()
+        await handing
 
-def job(cfg: float) -> SamplingRequest:
+
+def job(cfg: float, steps: int = STEPS) -> SamplingRequest:
     """Return a run whose sampler remembers steps and draws noise. cfg: 1 has one row, else it has two."""
     return request(
         backbone=RECIPE,
@@ -73,27 +86,30 @@ def job(cfg: float) -> SamplingRequest:
         cfg=cfg,
         schedule="simple",
         sampler="dpmpp_2m_sde",
-        steps=STEPS,
+        steps=steps,
         seed=3,
     )
 
 
-def ran(weights: Weights, cfg: float, states: Callable[[], RunStateFiles] | None, paced: Paced | None = None) -> Part:
-    """Run the job, from its state if it has one, to its end or until the ranks have taken their steps of it."""
+def write_models(models: Path) -> None:
+    """Write the file of the runs' backbone."""
+    (models / RECIPE.folder).mkdir(parents=True, exist_ok=True)
+    save_file(by_own_names(SMALL["flux4"]), models / RECIPE.folder / RECIPE.name)
+
+
+def ran(
+    weights: Weights, asked: SamplingRequest, states: Callable[[], RunStateFiles] | None, drain: Drain | None = None
+) -> Part:
+    """Run a job, from its state if it has one, to its end or until it is drained."""
     engine = Engine(2**16, HostTimeline())
     runtime = EngineRuntime(engine, weights, resume=ResumeConfig(after_s=3600.0))
 
     async def run() -> Tensor | None:
         bound = runtime.bind(lambda done, steps: None, states=states)
-        sampling = asyncio.ensure_future(bound.sample(job(cfg)))
-        if paced is None:
+        sampling = asyncio.ensure_future(bound.sample(asked))
+        if drain is None:
             return (await sampling).latents
-        assert await asyncio.to_thread(paced.reached.wait, LATE_S), "the run does not come so far"
-        handing = asyncio.ensure_future(runtime.hand_over(sampling.cancel))
-        # Asked of the engine before its forward ends.
-        await asyncio.sleep(0)
-        paced.goes_on.set()
-        await asyncio.wait_for(handing, LATE_S)
+        await asyncio.wait_for(drain(runtime, sampling.cancel), 2 * LATE_S)
         with pytest.raises(asyncio.CancelledError):
             await sampling
         return None
@@ -115,9 +131,9 @@ def lead(models: Path, leader: Leader) -> dict[str, list[Part]]:
             return kept.of("3", 0, "the same workflow")
 
         paced = Paced(leader, EACH)
-        parts = [ran(weights_of(models, paced), cfg, states, paced)._replace(hosts=leader.group.hosts)]
+        parts = [ran(weights_of(models, paced), job(cfg), states, paced.drain)._replace(hosts=leader.group.hosts)]
         if leader.size == SIZES[-1]:
-            parts += [ran(weights_of(models), cfg, states), ran(weights_of(models), cfg, None)]
+            parts += [ran(weights_of(models), job(cfg), states), ran(weights_of(models), job(cfg), None)]
         found[name] = parts
     return found
 
@@ -125,8 +141,7 @@ def lead(models: Path, leader: Leader) -> dict[str, list[Part]]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[Part]]]:
     folder = tmp_path_factory.mktemp("resumed")
-    (folder / "models" / RECIPE.folder).mkdir(parents=True)
-    save_file(by_own_names(SMALL["flux4"]), folder / "models" / RECIPE.folder / RECIPE.name)
+    write_models(folder / "models")
     return run_ranks(folder, SIZES, lead)
 
 
