@@ -10,6 +10,7 @@ from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pickle import dumps, loads
 from tempfile import mkdtemp
 from typing import Any, TypeVar
 
@@ -102,7 +103,7 @@ def run_ranks(
 def _answer(receiver: Connection, size: int) -> Any:
     assert receiver.poll(ANSWER_S), f"{size} ranks have not answered in {ANSWER_S:.0f} seconds"
     try:
-        answer = receiver.recv()
+        answer = loads(receiver.recv_bytes())
     except EOFError:
         raise AssertionError(f"{size} ranks ended without an answer") from None
     assert not isinstance(answer, BaseException), f"{size} ranks failed: {answer!r}"
@@ -132,9 +133,10 @@ def _rank(
             continue
         leader = Leader(group)
         try:
-            results.send(lead(folder / "models", leader))
+            # By value: torch's own pickling has a tensor's memory fetched from the rank, which may have ended by then.
+            results.send_bytes(dumps(lead(folder / "models", leader)))
         except BaseException as error:
-            results.send(AssertionError(repr(error)))
+            results.send_bytes(dumps(AssertionError(repr(error))))
             raise
         with suppress(RankLostError):
             leader.close()
