@@ -43,6 +43,7 @@ EXPLANATION = (
     "gpu",
     "speed-settings",
     "several-devices",
+    "several-devices-figures",
     "parity",
     "parity-differences",
     "parity-sound",
