@@ -242,7 +242,7 @@ def _goes_on(root: Path, leader: Leader) -> None:
     for name, cfg, by_ranks in _long_runs():
         weights = weights_of(root / "models", leader if by_ranks else None)
         ended = test_resume.ran(weights, test_resume.job(cfg, STEPS), partial(_states, root, name))
-        ours, theirs = ended.latents, alone[cfg].latents
+        ours, theirs = ended.latents, alone[cfg]
         assert ours is not None
         assert theirs is not None
         error = float(relative_error(ours, theirs))
