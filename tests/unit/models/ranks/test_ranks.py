@@ -88,7 +88,8 @@ TRANSFORMERS = (
     *("flux", "qwen", "flux2", "chroma", "krea2", "zimage", "lumina2", "sd35", "omnigen2", "anima", "hidream"),
     *("auraflow", "pixart", "ernie_image", "ideogram4", "flux3", "qwen21", "scail", *OF_NETWORKS, *SOUNDS),
 )
-NETS = (*TRANSFORMERS, *WITHOUT_TOKENS, "sample")
+BY_ROWS = (*WITHOUT_TOKENS, "sample")
+NETS = (*TRANSFORMERS, *BY_ROWS)
 """Families of which rows are divided. Tokens of the transformers are sharded too; most have two heads."""
 AXES = {
     "qwen4": (16, 1),
@@ -258,22 +259,18 @@ def cases(size: int) -> dict[str, list[SamplingRequest]]:
     first = {"resolved_frame_index": 0, "latent": noise("first", (1, 24, 1, 6, 8))}
     shown, poses = noise("shown", (1, 16, 1, 6, 10)), noise("poses", (1, 16, 3, 3, 5))
     glyphs: dict[str, Any] = {"conditioning_byt5small": noise("glyphs", (1, 3, 1472)), "clip_vision_output": _seen(40)}
-    # Two rows: a rank has each, or three share the tokens of both.
-    rows = {f"rows of {net}": [job(net, 3.0, words=5)] for net in NETS}
+    # Two rows: a rank has each, or more ranks share the tokens of both. Where tokens are not shared, a rank is idle.
+    rows = {f"rows of {net}": [job(net, 3.0, words=5)] for net in (NETS if size == 2 else BY_ROWS)}
     texts = {f"texts of two lengths of {net}": [job(net), job(net, words=4)] for net in TRANSFORMERS}
-    of_each = {
+    return {
         **{f"one row of {net}": [job(net)] for net in TRANSFORMERS},
         "four heads of flux": [job("flux4")],
         "references of qwen": [job("qwen4", 3.0, **frames)],
         "a video": [job("wan4", 3.0, **image)],
         "a video with sound of ltx23": [job("ltx23", latents=sound)],
         "a video with sound that begins with an image": [job("h3", latents=sounding, minimax_keyframes=[first])],
-    }
-    if size == 4:
-        return of_each
-    return {
-        **of_each,
-        **(rows if size == 2 else texts),
+        **rows,
+        **(texts if size > 2 else {}),
         "references of flux": [job("flux4", 3.0, lora=0.7, **reference)],
         "references of omnigen2": [job("omnigen2", **reference)],
         "references of qwen21": [job("qwen21", reference_latents=[noise("of 2.1", (1, 64, 4, 6))])],
@@ -403,6 +400,13 @@ def test_several_ranks_draw_what_one_process_draws(found: dict[str, Case], size:
     errors = {name: case.error for name, case in found.items()}
     assert errors.keys() == cases(size).keys() | AUTOENCODED.keys()
     assert {name: error for name, error in errors.items() if not error <= 1e-5} == {}
+
+
+@pytest.mark.long
+def test_ranks_with_weights_in_parts_draw_what_one_process_draws(models: Path) -> None:
+    found: dict[int, dict[str, Case]] = run_ranks(models.parent, (4, 3, 2), lead_sharded)
+    errors = {(size, name): case.error for size, cases in found.items() for name, case in cases.items()}
+    assert {case: error for case, error in errors.items() if not error <= 1e-5} == {}
 
 
 @pytest.mark.parametrize("size", [2], indirect=True)
