@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from serve_app.models.families.family import Rows
-from serve_app.models.families.shared.dit import DOUBLES, Passing, Transformer, check_text, passed, positions
+from serve_app.models.families.shared.dit import DOUBLES, Passing, Transformer, angles, check_text, passed, positions
 from serve_app.models.families.shared.one_stream import TextInputs
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
@@ -32,6 +32,7 @@ SHIFT = 3.0
 AXES = (32, 48, 48)
 """Numbers of a head rotated by plane, row and column."""
 HEAD = sum(AXES)
+THETA = 256.0
 
 _MODULES = (*("x_embedder", "text_proj", "time_embedding", "adaLN_modulation", "layers", "final_norm", "final_linear"),)
 
@@ -124,7 +125,8 @@ class ErnieImage(Transformer):
         image, passing = network.x_embedder(x), Passing(rows, DOUBLES, given)
         shards = sharding(image.shape[1], words.shape[1])
         stream = shards.shard(torch.cat([image, words], dim=1))
-        turns = network.pos_embed(shards.shard(given["at"], dim=0)[None])
+        turned = angles(shards.shard(given["at"], dim=0), AXES, THETA).float().repeat_interleave(2, dim=-1)
+        turns = turned[None, :, None]
         time = network.time_embedding(network.time_proj(given["level"]).to(x.dtype))
         modulation = network.adaLN_modulation(time)[None].chunk(6, dim=-1)
         with attention_over(shards.of_attention):
