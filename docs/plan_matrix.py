@@ -240,6 +240,7 @@ MODELS: Mapping[str, Planned] = {
     "Flux.3 klein, 8 bits": Planned(Flux3(3072, 24, 5, 28, 20480), 4.4, 340, IMAGE, in_eight_bits, itemsize=1),
     "LongCat-Image, bf16, Qwen in fp8": Planned(LongCatImage(3072, 24, 10, 20, 3584, 0), 8.3, 170, IMAGE, itemsize=1),
     "Mage-Flow, 8 bits": Planned(MageFlow(3072, 24, 12, 2560), 4.4, 280, IMAGE, in_eight_bits, itemsize=1),
+    "ERNIE-Image, bf16": Planned(ErnieImage(4096, 36, 12288, 3072), 3.4, 340, IMAGE),
     "Ovis-Image, bf16": Planned(OVIS, 1.7, 170, IMAGE),
     "Boogu-Image, fp8, Qwen in fp8": Planned(BOOGU, 8.8, 170, IMAGE, in_eight_bits, itemsize=1),
     "Kandinsky 5 Image, bf16, Qwen in fp8": Planned(KANDINSKY5_IMAGE, 8.4, 170, IMAGE, itemsize=1),
@@ -264,6 +265,8 @@ MODELS: Mapping[str, Planned] = {
     "LTX-Video 2B, bf16, T5 in fp16": Planned(LtxVideo(Stream(2048, 32), 28, 4096), 4.8, 840, VIDEO),
     "LTX-2 19B, fp8, Gemma in fp8": Planned(LTX2, 12.2, 2550, VIDEOS, in_eight_bits, itemsize=1),
     "ACE-Step 1.5, bf16": Planned(ACE_STEP_15, 2.3, 340, (SONG,)),
+    # The medium one. Its autoencoder, of 0.85 billion weights, is counted in 16 bits.
+    "Stable Audio 3, fp16": Planned(StableAudio3(1536, 64, 24, 6144, 64, 768), 0.28, 1700, (SONG,)),
     "MiniMax Music 3, fp16, its text in 8 bits": Planned(
         MiniMaxMusic3(2048, 36, 8192, 4096, 2048, 256, 32), 8.3, 240, (SONG,), itemsize=1
     ),
@@ -279,8 +282,6 @@ MODELS: Mapping[str, Planned] = {
 NOT_PLANNED: Mapping[type[BackboneFamily], str] = {
     ChromaRadiance: "the network is Chroma's but for its first and last layers",
     PixArtAlpha: "the network is PixArt Σ's",
-    ErnieImage: "its published sizes are not known here",
-    StableAudio3: "its published sizes are not known here",
     Sam31: "it segments images and samples none",
     RtDetr4: "it finds objects in images and samples none",
     SdPose: "it finds poses in images and samples none; the network is that of SD 2.1",
