@@ -66,8 +66,8 @@ from serve_app.models.families.text.decoder import DecoderText
 from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.ltx2_text import PREFIX, Gemma3Text
-from serve_app.models.families.text.mistral import MistralText
-from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
+from serve_app.models.families.text.mistral import MINISTRAL_WIDTH, MinistralText, MistralText
+from serve_app.models.families.text.qwen import WIDTH_OVIS, Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTower
 from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
@@ -138,7 +138,10 @@ DEPTH, FILL = replace(FLUX, extra_channels=16), replace(FLUX, extra_channels=80)
 KLEIN = Flux2(width=16, heads=1, doubles=1, singles=1, text_width=3 * TEXT_WIDTH)
 FLUX2 = replace(KLEIN, guided=True)
 FLUX3 = Flux3(width=32, heads=1, layers=1, singles=1, text_width=8 * TEXT_WIDTH)
-ERNIE_IMAGE = ErnieImage(width=128, layers=1, inside=48, text_width=TEXT_WIDTH)
+MINISTRAL = MinistralText(2, MINISTRAL_WIDTH, 48, heads=1, kv_heads=1, head=128, tokens=tekken.TOKENS)
+OVIS_TEXT = Qwen3Text(2, WIDTH_OVIS, 48, heads=1, kv_heads=1, head=128, tokens=151936)
+"""Their widths say what they are; 0.8 and 0.6 GB."""
+ERNIE_IMAGE = ErnieImage(width=128, layers=1, inside=48, text_width=MINISTRAL_WIDTH)
 IDEOGRAM4 = Ideogram4(width=128, heads=1, layers=1, inside=48, text_width=13 * TEXT_WIDTH, modulation=16)
 KREA2 = Krea2(Attention(32, 2, 1, 48), Attention(TEXT_WIDTH, 2, 2, 48), layers=1, states=12)
 QWEN_IMAGE = QwenImage(width=32, heads=1, layers=1, text_width=TEXT_WIDTH)
@@ -232,12 +235,12 @@ TEXTS = ("txt_", "caption_projection.linear_1.")
 """What the layers that read texts are called."""
 
 
-def of_networks(name: str) -> Tensors:
+def of_networks(name: str, text_width: int = TEXT_WIDTH) -> Tensors:
     """Return a network that `tests.parity.networks` compares with ComfyUI's, for texts as wide as these here."""
     shapes = json.loads((GOLDEN / "networks_keys.json").read_text())[name]
     return weights(
         {
-            name: tuple(TEXT_WIDTH if name.startswith(TEXTS) and size == PARITY_WIDTH else size for size in shape)
+            name: tuple(text_width if name.startswith(TEXTS) and size == PARITY_WIDTH else size for size in shape)
             for name, shape in shapes.items()
         }
     )
@@ -270,6 +273,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
         for name in ("auraflow", "chroma", "lumina2", "pixart", "pixart_alpha")
     },
     r"diffusion_models/chroma-radiance.*": lambda: of_networks("chroma_radiance_conv"),
+    r"diffusion_models/ovis_image.*": lambda: of_networks("ovis_image", WIDTH_OVIS),
     r"diffusion_models/longcat_image.*": lambda: of_networks("longcat_image"),
     r"diffusion_models/mage_flow.*": lambda: of_networks("mage_flow"),
     r"diffusion_models/lotus.*": lambda: network(LOTUS),
@@ -338,6 +342,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen3vl_4b.*": lambda: text_tensors(QWEN3_VL),
     r"text_encoders/qwen_2.5_vl_fp16.*": lambda: text_tensors(QWEN_VL_3B),
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
+    r"text_encoders/ministral.*": lambda: many_tokens(MINISTRAL),
+    r"text_encoders/ovis.*": lambda: many_tokens(OVIS_TEXT),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
     r"checkpoints/stable_audio_3.*": lambda: stable_audio3(),
     r"diffusion_models/minimax_music3.*": lambda: minimax_music3("net"),
@@ -435,7 +441,8 @@ def many_tokens(family: DecoderText | T5Text) -> Tensors:
         table, tokens, few = "shared.weight", family.vocabulary, text_tensors(replace(family, vocabulary=1000))
     else:
         table, tokens, few = "model.embed_tokens.weight", family.tokens, text_tensors(replace(family, tokens=1000))
-    halves = {name: tensor.bfloat16() for name, tensor in few.items()}
+    # A tokeniser in the file is bytes.
+    halves = {name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in few.items()}
     return halves | {table: halves[table][torch.arange(tokens) % len(halves[table])]}
 
 
