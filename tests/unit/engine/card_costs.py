@@ -131,7 +131,7 @@ REPLAYED_TRANSFORMERS = {
     "anima": (26, 341),
     "auraflow": (6, 109),
     "chroma": (15, 230),
-    "ernie_image": (6, 144),
+    "ernie_image": (6, 145),
     "flux": (20, 201),
     "flux2": (13, 320),
     "flux2_klein": (10, 269),
