@@ -169,9 +169,15 @@ class Client:
             while not (await self.running.replicas()) or not (await self.running.scheduler.cluster()).troubles:
                 await asyncio.sleep(0.01)
 
-    def lingering(self, replica: str) -> bool:
-        """Whether the scheduler knows of somebody whose node goes on there after its task's end."""
-        return bool(self.running.scheduler.machine.replicas[replica].lingering)
+    async def until_idle(self, replica: str, *, lingering: bool) -> None:
+        """Return once the scheduler knows of no task there, and of somebody whose node goes on after its task's end.
+
+        lingering: false waits until there is nobody. A replica reports who lingers before it reports the task's end.
+        """
+        known = self.running.scheduler.machine.replicas[replica]
+        async with asyncio.timeout(60):
+            while known.running or bool(known.lingering) != lingering:
+                await asyncio.sleep(0.01)
 
     async def run(self, kind: str, error: str = "") -> JobView:
         return await asyncio.wait_for(self.running.finish(await self.submit(kind, error)), 60)
@@ -344,9 +350,7 @@ async def test_a_cancelled_node_answers_for_the_end_of_its_replica_for_as_long_a
             await c.running.finish(guilty)
             if stops:
                 stop.set()
-            async with asyncio.timeout(60):
-                while c.lingering("cpu") == stops or c.running.runners["cpu"].running:
-                    await asyncio.sleep(0.01)
+            await c.until_idle("cpu", lingering=not stops)
             await c.running.lose("cpu")
             assert [one.losses for one in (await c.running.scheduler.cluster()).backoffs] == losses
             if stops:
