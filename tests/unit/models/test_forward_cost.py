@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -19,17 +20,19 @@ from serve_app.models.network import LoadedNetwork
 from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas, Piece, denoise
 from tests.parity.dit_cases import LLAMA_STATES, TEXT_WIDTH, noise
+from tests.parity.figures import GOLDEN
 from tests.unit.engine.test_transformers import KEYS, NETS, SHAPES, WITHOUT_IMAGES, text
 
 MIB = 2**20
 LARGE = {"auraflow"}
 """Whose smallest network takes long here."""
-OTHERS = ("ernie_image", "ideogram4")
+OTHERS = ("ernie_image", "ideogram4", "ltx_video")
 """Networks without a whole run in the tests of transformers."""
+LTX = {"ltx_video": json.loads((GOLDEN / "networks_keys.json").read_text())["ltx_video"]}
 
 
 def family_of(net: str) -> BackboneFamily:
-    shapes = {name: tuple(shape) for name, shape in KEYS[net].items()}
+    shapes = {name: tuple(shape) for name, shape in (KEYS | LTX)[net].items()}
     family = find_part("backbone", [Tensors(shapes, net)], "").family
     assert isinstance(family, BackboneFamily)
     return family
@@ -57,9 +60,11 @@ def test_activations_are_those_that_a_forward_allocates(net: str) -> None:
     options: dict[str, Any] = {"guidance": 3.5}
     if net == "hidream":
         options[STATES] = noise("states", (1, LLAMA_STATES, 4, TEXT_WIDTH))
+    if net == "ltx_video":
+        options["attention_mask"] = torch.tensor([[1, 1, 1, 1, 0]])
     [(cond, options)] = text(1, 5, **options)
     family = family_of(net)
-    x = torch.zeros(1, *SHAPES.get(net, (family.latent_format.channels,)), 16, 16)
+    x = torch.zeros(1, *(SHAPES | {"ltx_video": (128, 2)}).get(net, (family.latent_format.channels,)), 16, 16)
     counted = forward_cost(family, family.empty(), x, cond, options).peak_bytes
     assert forward_cost(family, family.empty(), x, *family.blank_text(5)).peak_bytes == pytest.approx(counted, rel=0.1)
     # It counts x and the text too, which were there before.

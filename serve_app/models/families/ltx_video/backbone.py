@@ -141,9 +141,11 @@ class LtxVideo(Transformer):
         check_text(cond, self.text_width, self.title)
         mask = options.get("attention_mask")
         real = None if mask is None else mask.reshape(len(cond), -1).bool()
-        if real is not None:
+        # A forward that is only counted has no numbers: it is counted with the padding.
+        if real is not None and not real.is_meta:
             # What all rows are padded with is left out.
             cond, real = (part[:, : max(1, int(real.sum(dim=1).max()))] for part in (cond, real))
+            real = None if bool(real.all()) else real
         own = None if canvas.mask is None else canvas.mask[0, 0].cpu()
         guides = Guides.of(options, canvas.latents.shape[2:], own)
         noisy = None
@@ -151,7 +153,7 @@ class LtxVideo(Transformer):
             noisy = noise_levels(to_batch(canvas.mask, canvas.rows), None if guides is None else guides.kept)
         return LtxVideoInputs(
             to_batch(to_device(cond, device).float(), canvas.rows),
-            None if real is None or bool(real.all()) else to_batch(to_device(real, device), canvas.rows),
+            None if real is None else to_batch(to_device(real, device), canvas.rows),
             float(options.get("frame_rate", FRAME_RATE)),
             None if noisy is None else to_device(noisy, device),
             guides,
