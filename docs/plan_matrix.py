@@ -94,8 +94,9 @@ and host: `serve-app plan MODEL… --gpu 24G --ram 64G`. No card has confirmed a
 - **whole**: all weights stay on the card. **turns**: text encoders and diffusion network take turns there.
 - **streams 9.0 GB**: each forward copies 9.0 GB of weights onto the card. "file": some of these are read from files, as
   the host has too little memory for them.
-- The time is that of a step without a negative, by the roofline of a card of that memory. With a negative it is about
-  twice that. Steps of small models take longer, as a roofline leaves out the launches of kernels. Cards assumed:
+- The time is that of a step without a negative or a ControlNet's blocks, by the roofline of a card of that memory. With a
+  negative it is about twice that. Steps of small models take longer, as a roofline leaves out the launches of kernels.
+  Cards assumed:
   {cards}.
 - **no**: the activations of one row do not fit, with what would.
 
@@ -211,6 +212,8 @@ ACE_STEP_15 = AceStep15(
     unpooler=replace(ACE_ENCODER, layers=2),
     text_width=1024,
 )
+# How long and wide its table of times is, no source says; it is small.
+H3 = MiniMaxH3(5376, 50, 2, 56, 128, 14336, 5120, time_width=64, curve=1025)
 SONG = Size(0, 0, samples=120 * 44100)
 SMALL, IMAGE = (Size(512, 512),), (Size(1024, 1024),)
 SHARP = Size(1280, 720, 21)
@@ -271,11 +274,9 @@ MODELS: Mapping[str, Planned] = {
         MiniMaxMusic3(2048, 36, 8192, 4096, 2048, 256, 32), 8.3, 240, (SONG,), itemsize=1
     ),
     "YuE 2, 8 bits": Planned(YuE2(2048, 28, 6144, 16, 8, 128, 24576), 2.2, 340, (SONG,), in_eight_bits, itemsize=1),
-    # How long and wide its table of times is, no source says; it is small.
-    "MiniMax H3 pruned, 8 bits, its text in 4": Planned(
-        MiniMaxH3(5376, 50, 2, 56, 128, 14336, 5120, time_width=64, curve=1025),
-        *(27.1, 3400, VIDEOS, in_eight_bits),
-        itemsize=0.58,
+    "MiniMax H3 pruned, 8 bits, its text in 4": Planned(H3, 27.1, 3400, VIDEOS, in_eight_bits, itemsize=0.58),
+    "MiniMax H3 pruned, 8 bits, its Fun ControlNet": Planned(
+        *(H3, 27.1, 3400, VIDEO, in_eight_bits), itemsize=0.58, added_mb=2140
     ),
 }
 """Models by name and format, and the sizes that they are asked for. What is beside a network is by its file size."""
