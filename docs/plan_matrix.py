@@ -95,7 +95,7 @@ and host: `serve-app plan MODEL… --gpu 24G --ram 64G`. No card has confirmed a
 - **streams 9.0 GB**: each forward copies 9.0 GB of weights onto the card. "file": some of these are read from files, as
   the host has too little memory for them.
 - The time is that of a step without a negative or a ControlNet's blocks, by the roofline of a card of that memory. With
-  a negative it is about twice that. Steps of small models take longer, as a roofline leaves out the launches of kernels.
+  a negative it is about twice that. Steps of small models take longer: a roofline leaves out the launches of kernels.
   Cards assumed:
   {cards}.
 - **no**: the activations of one row do not fit, with what would.
