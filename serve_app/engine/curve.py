@@ -24,6 +24,8 @@ KEPT = 0.98
 """The share of the best throughput that the chosen size has at least."""
 GROWS = 1.2
 """How many times the throughput of half the size one measurement must show for larger ones to be tried at once."""
+GROWN = 1.05
+"""How many times it that many measurements must show; less may be a disturbance, and every row takes memory."""
 SHORTEST_S = 1e-9
 """A clock may not have moved within a forward."""
 AGAIN = 64
@@ -61,7 +63,7 @@ class _Curve:
             grows = count > 1
         else:
             growth = self.rate(largest) / max(map(self.rate, smaller))
-            grows = growth >= GROWS or (count >= MEASURED and growth * KEPT > 1)
+            grows = growth >= GROWS or (count >= MEASURED and growth >= GROWN)
         return 2 * largest if grows else largest
 
     def is_settled(self, size: int) -> bool:

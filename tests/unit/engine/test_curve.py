@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.engine.curve import AGAIN, KEPT, MEASURED, Curves
+from serve_app.engine.curve import AGAIN, GROWN, KEPT, MEASURED, Curves
 from tests.examples import seeds
 
 
@@ -100,10 +100,10 @@ def test_no_forward_is_larger_than_twice_the_size_whose_double_brings_nothing_an
     sizes = range(rows, rows * count + 1, rows)
     chosen = forwards(lambda size: size / rate(size), sizes, 60, behind=behind)
     grows = rows
-    while rate(2 * grows) * KEPT > rate(grows):
+    while rate(2 * grows) >= GROWN * rate(grows):
         grows *= 2
     assert max(chosen) <= 2 * grows
-    assert max(map(rate, chosen[-2:])) >= 0.95 * rate(sizes[-1])
+    assert max(map(rate, chosen[-2:])) >= KEPT * 0.95 * rate(sizes[-1])
 
 
 @pytest.mark.parametrize("seed", seeds(5, 100))
