@@ -104,6 +104,9 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket._qualified_op_name.rpartition("::")[2]
+        if name == "dropout":
+            # Networks run in inference mode, where it returns its input. Taken apart it is a copy.
+            return args[0]
         if name not in FUSED and func._can_decompose():
             with self:
                 made = func.decompose(*args, **kwargs)

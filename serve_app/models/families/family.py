@@ -19,6 +19,7 @@ from serve_app.models.control.model_control import ActiveModelControl
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Shape, Tensors
 from serve_app.models.forward import CapturableCall
+from serve_app.models.kernels.in_place import in_place
 from serve_app.models.lora.layers import LoraSet
 from serve_app.models.unequal_texts import JointAttention
 from serve_app.recipe.recipe import Recipe
@@ -87,7 +88,7 @@ class Family(ABC):
     def empty(self) -> nn.Module:
         """Return the network on the meta device, in inference mode and without tensors."""
         with torch.device("meta"):
-            return self.build().eval().requires_grad_(False)
+            return in_place(self.build()).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,9 @@ the norms before it. Source of rotary positions: Su et al. 2021, arXiv:2104.0986
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +26,10 @@ def turns_of(angles: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
 
+Heads: TypeAlias = Callable[[str], Tensor]
+"""Returns the heads (R,n,H,d) of a kind, "q" or "k"."""
+
+
 def rotated(q: Tensor, k: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
     """Return queries and keys (R,n,H,d), rotated in pairs of neighbours. turns: (n,…) or (R,n,…), of `turns_of`."""
     if turns.is_complex():
@@ -31,22 +38,32 @@ def rotated(q: Tensor, k: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
     return made
 
 
-def normed_and_rotated(
-    q: Tensor, k: Tensor, norms: tuple[nn.Module, nn.Module], turns: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return as `rotated`, after RMS norms of each head. norms: of queries and of keys, with one epsilon."""
-    if turns.is_complex() or any(map(_is_patched, norms)):
-        return rotated(norms[0](q), norms[1](k), turns)
+def made_and_rotated(heads: Heads, turns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return as `rotated`. Where they need not be together, queries are rotated before keys are made."""
+    if turns.is_complex():
+        return _rotated(heads("q"), turns), _rotated(heads("k"), turns)
+    return rotated(heads("q"), heads("k"), turns)
+
+
+def normed_and_rotated(heads: Heads, norms: tuple[nn.Module, nn.Module], turns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return as `made_and_rotated`, after RMS norms of each head. norms: of queries and of keys, with one epsilon."""
     of_q, of_k = norms
+    if turns.is_complex() or any(map(_is_patched, norms)):
+        return made_and_rotated(lambda kind: (of_q if kind == "q" else of_k)(heads(kind)), turns)
     made: tuple[Tensor, Tensor] = torch.ops.comfy_kitchen.rms_rope(
-        q, k, _by_heads(turns), of_q.weight, of_k.weight, of_q.eps
+        heads("q"), heads("k"), _by_heads(turns), of_q.weight, of_k.weight, of_q.eps
     )
     return made
 
 
 def _rotated(x: Tensor, turns: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(torch.unflatten(x.float(), -1, (-1, 2)))
-    return torch.view_as_real(pairs * turns.unsqueeze(-2)).flatten(-2).type_as(x)
+    dtype, single = x.dtype, x.float()
+    is_copy = single is not x
+    # At the sizes of videos each of these takes gigabytes.
+    del x
+    pairs = torch.view_as_complex(torch.unflatten(single, -1, (-1, 2)))
+    turned = pairs.mul_(turns.unsqueeze(-2)) if is_copy else pairs * turns.unsqueeze(-2)
+    return torch.view_as_real(turned).flatten(-2).to(dtype)
 
 
 def _by_heads(turns: Tensor) -> Tensor:

@@ -348,9 +348,14 @@ def _added(x: Tensor, norm: Any, parts: Tensor, layer: Any) -> Tensor:
 
 
 def _self_attended(attn: Any, x: Tensor, *, turns: Tensor) -> Tensor:
-    q, k, v = (to(x).unflatten(-1, (attn.num_heads, -1)) for to in (attn.to_query, attn.to_key, attn.to_value))
-    q, k = normed_and_rotated(q, k, (attn.query_norm, attn.key_norm), turns)
-    made: Tensor = attn.out_layer(attention_output(q, k, v))
+    layers = {"q": attn.to_query, "k": attn.to_key, "v": attn.to_value}
+
+    def heads(kind: str) -> Tensor:
+        made: Tensor = layers[kind](x).unflatten(-1, (attn.num_heads, -1))
+        return made
+
+    q, k = normed_and_rotated(heads, (attn.query_norm, attn.key_norm), turns)
+    made: Tensor = attn.out_layer(attention_output(q, k, heads("v")))
     return made
 
 

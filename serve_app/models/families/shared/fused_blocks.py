@@ -165,9 +165,13 @@ def projected(attn: Any, x: Tensor, layers: str, norms: str, turns: Tensor) -> t
 
     layers, norms: the names of the attention's parts, with {} for q, k or v.
     """
-    q, k, v = (getattr(attn, layers.format(kind))(x).unflatten(-1, (attn.heads, -1)) for kind in "qkv")
+
+    def heads(kind: str) -> Tensor:
+        made: Tensor = getattr(attn, layers.format(kind))(x).unflatten(-1, (attn.heads, -1))
+        return made
+
     of_q, of_k = (getattr(attn, norms.format(kind)) for kind in "qk")
-    return *normed_and_rotated(q, k, (of_q, of_k), turns), v
+    return *normed_and_rotated(heads, (of_q, of_k), turns), heads("v")
 
 
 def joint_attention(

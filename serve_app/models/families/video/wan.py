@@ -46,7 +46,7 @@ from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
 from serve_app.models.kernels.attention import attention_over
-from serve_app.models.kernels.rotary import rotated, turns_of
+from serve_app.models.kernels.rotary import made_and_rotated, turns_of
 from serve_app.models.ranks.sharding import Sharding, sharding
 from serve_app.recipe.layers import ScaledPositions
 from serve_app.recipe.training import Flow, Training
@@ -469,7 +469,8 @@ class Wan(Transformer):
         beside = self.beside(network, given)
         hints = [given[OfVace("frames", number)] for number in range(len(rows[0].inputs.vace))]
         hint_tokens = [tokens_of(network.vace_patch_embedding(whole_patches(hint))) for hint in hints]
-        vace_tokens, beginning = [*map(shards.shard, hint_tokens)], image
+        vace_tokens = [*map(shards.shard, hint_tokens)]
+        beginning = image if vace_tokens else None
         every = self.layers // self.vace if self.vace else 0
         passing = Passing(rows, DOUBLES, given)
         for number, block in enumerate(network.blocks):
@@ -553,7 +554,7 @@ def through_block(
     block: Any,
     image: Tensor,
     time: Tensor,
-    read: Sequence[tuple[Tensor, Tensor | None]],
+    read: Sequence[Read],
     turns: Tensor,
     shards: Sharding,
     attend: Attend = attention_output,
@@ -567,20 +568,35 @@ def through_block(
         _by_token(part, shards) for part in _modulation(block, time)
     )
     # Videos are long: each separate sum and product would be another pass over all tokens.
-    own, others, modulated = block.attn1, block.attn2, addcmul(shift, block.norm1(image), 1 + scale)
-    q, k = (_heads(norm(to(modulated))) for norm, to in ((own.norm_q, own.to_q), (own.norm_k, own.to_k)))
-    q, k = rotated(q, k, turns)
     with attention_over(shards.of_attention):
-        found = attend(q, k, _heads(own.to_v(modulated)))
-    image = addcmul(image, own.to_out[0](found), gate)
-    q = _heads(others.norm_q(others.to_q(block.norm2(image))))
-    text, *seen = read
-    found = attention_output(q, _heads(others.norm_k(others.to_k(text[0]))), _heads(others.to_v(text[0])), text[1])
-    for tokens, mask in seen:
-        k = others.norm_added_k(others.add_k_proj(tokens))
-        found = found + attention_output(q, _heads(k), _heads(others.add_v_proj(tokens)), mask)
-    image = image + others.to_out[0](found)
+        found = _self_attended(block.attn1, addcmul(shift, block.norm1(image), 1 + scale), turns, attend)
+    image = addcmul(image, found, gate)
+    del found
+    image = image + _cross_attended(block.attn2, block.norm2(image), read)
     return addcmul(image, block.ffn(addcmul(inner_shift, block.norm3(image), 1 + inner_scale)), inner_gate)
+
+
+def _self_attended(attn: Any, tokens: Tensor, turns: Tensor, attend: Attend) -> Tensor:
+    """Return what tokens (R,n,W) find in each other."""
+
+    def heads(kind: str) -> Tensor:
+        return _heads(getattr(attn, f"norm_{kind}")(getattr(attn, f"to_{kind}")(tokens)))
+
+    q, k = made_and_rotated(heads, turns)
+    found: Tensor = attn.to_out[0](attend(q, k, _heads(attn.to_v(tokens))))
+    return found
+
+
+def _cross_attended(attn: Any, tokens: Tensor, read: Sequence[Read]) -> Tensor:
+    """Return what tokens (R,n,W) find in a text, and in image features if there are any."""
+    q = _heads(attn.norm_q(attn.to_q(tokens)))
+    (text, of_text), *seen = read
+    found = attention_output(q, _heads(attn.norm_k(attn.to_k(text))), _heads(attn.to_v(text)), of_text)
+    for features, mask in seen:
+        k = attn.norm_added_k(attn.add_k_proj(features))
+        found = found + attention_output(q, _heads(k), _heads(attn.add_v_proj(features)), mask)
+    out: Tensor = attn.to_out[0](found)
+    return out
 
 
 def _modulation(layer: Any, time: Tensor) -> tuple[Tensor, ...]:

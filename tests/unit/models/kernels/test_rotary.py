@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.models.kernels import comfy_kitchen
-from serve_app.models.kernels.rotary import normed_and_rotated, rotated, turns_of
+from serve_app.models.kernels.rotary import made_and_rotated, normed_and_rotated, rotated, turns_of
 from tests.parity.dit_cases import noise
 
 Q, K = noise("q", (2, 5, 3, 32)), noise("k", (2, 5, 3, 32))
@@ -47,7 +47,9 @@ def test_the_fused_kernel_is_given_what_gives_the_same(
         layer.to(dtype)
 
     def both(turns: Tensor) -> list[Tensor]:
-        return [*rotated(q, k, turns), *normed_and_rotated(q, k, layers, turns)]
+        heads = {"q": q, "k": k}.__getitem__
+        made = made_and_rotated(heads, turns)
+        return [*rotated(q, k, turns), *made, *normed_and_rotated(heads, layers, turns)]
 
     expected = both(turns_of(angles))
     request.getfixturevalue("fused")
@@ -62,7 +64,8 @@ def test_the_fused_kernel_is_given_what_gives_the_same(
 @pytest.mark.usefixtures("fused")
 def test_a_norm_that_a_lora_changes_is_called() -> None:
     layers, turns = norms(), turns_of(noise("angles", (5, 16)).double())
-    before = normed_and_rotated(Q, K, layers, turns)[0]
+    heads = {"q": Q, "k": K}.__getitem__
+    before = normed_and_rotated(heads, layers, turns)[0]
     layers[0].__dict__["forward"] = lambda x: torch.zeros_like(x)
     assert before.any()
-    assert not normed_and_rotated(Q, K, layers, turns)[0].any()
+    assert not normed_and_rotated(heads, layers, turns)[0].any()
