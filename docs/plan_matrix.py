@@ -218,6 +218,8 @@ SONG = Size(0, 0, samples=120 * 44100)
 SMALL, IMAGE = (Size(512, 512),), (Size(1024, 1024),)
 SHARP = Size(1280, 720, 21)
 VIDEO, VIDEOS = (Size(832, 480, 81),), (Size(832, 480, 81), Size(1280, 720, 81))
+# Twice what the model is trained for, so that a row has no room on small cards.
+LONG = Size(1280, 720, 161)
 
 MODELS: Mapping[str, Planned] = {
     "SD 1.5, fp16": Planned(SD15, 0.12, 170, SMALL),
@@ -256,7 +258,7 @@ MODELS: Mapping[str, Planned] = {
     # An image encoder, ViT-H, is its text encoder.
     "Stable Video Diffusion, fp16": Planned(SVD, 0.63, 200, (Size(1024, 576, 14),)),
     "Wan 2.2 5B, fp16, UMT5 in fp8": Planned(Wan22(3072, 30, 14336, 4096, fed=48), 5.7, 1410, VIDEOS, itemsize=1),
-    "Wan 14B, fp8": Planned(WAN, 5.7, 250, VIDEOS, in_eight_bits, itemsize=1),
+    "Wan 14B, fp8": Planned(WAN, 5.7, 250, (*VIDEOS, LONG), in_eight_bits, itemsize=1),
     "Wan 14B, fp16": Planned(WAN, 5.7, 250, VIDEO),
     "Wan 14B, GGUF Q4_K": Planned(WAN, 5.7, 250, VIDEO, in_q4_k, itemsize=0.5625),
     "Wan SCAIL 2, 8 bits": Planned(SCAIL, 5.7, 250, VIDEO, in_eight_bits, itemsize=1),
