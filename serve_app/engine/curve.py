@@ -24,8 +24,6 @@ KEPT = 0.98
 """The share of the best throughput that the chosen size has at least."""
 GROWS = 1.2
 """How many times the throughput of half the size one measurement must show for larger ones to be tried at once."""
-GROWN = 1.05
-"""How many times it that many measurements must show; less may be a disturbance, and every row takes memory."""
 SHORTEST_S = 1e-9
 """A clock may not have moved within a forward."""
 AGAIN = 64
@@ -62,8 +60,10 @@ class _Curve:
             # A network's first forward may be slow: it compiles, and packs weights.
             grows = count > 1
         else:
-            growth = self.rate(largest) / max(map(self.rate, smaller))
-            grows = growth >= GROWS or (count >= MEASURED and growth >= GROWN)
+            best = max(map(self.rate, smaller))
+            # The slowest counts: disturbances among a few forwards are as large as the gain, and every row takes memory.
+            slowest = largest / max(self.durations[largest])
+            grows = self.rate(largest) >= GROWS * best or (count >= MEASURED and slowest * KEPT > best)
         return 2 * largest if grows else largest
 
     def is_settled(self, size: int) -> bool:
