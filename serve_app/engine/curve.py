@@ -61,7 +61,7 @@ class _Curve:
             grows = count > 1
         else:
             best = max(map(self.rate, smaller))
-            # The slowest counts: disturbances among a few forwards are as large as the gain, and every row takes memory.
+            # The slowest counts: disturbances of a few forwards are as large as the gain, and every row takes memory.
             slowest = largest / max(self.durations[largest])
             grows = self.rate(largest) >= GROWS * best or (count >= MEASURED and slowest * KEPT > best)
         return 2 * largest if grows else largest
