@@ -69,7 +69,7 @@ def main() -> int:
         for checkpoint in arguments.checkpoints:
             keep(images.measure([ours, unbatched, *beside], checkpoint, rounds))
     if transformers.NAME in arguments.benchmarks:
-        for measured in transformers.measure([ours, *beside], rounds):
+        for measured in transformers.measure([ours, *beside], rounds, arguments.nets):
             keep(measured)
     if sharing.NAME in arguments.benchmarks:
         keep(sharing.measure(models, rounds))
@@ -100,6 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("benchmarks", nargs="*", default=BENCHMARKS, help=f"default: all of {', '.join(BENCHMARKS)}")
     parser.add_argument("--checkpoints", nargs="+", choices=CHECKPOINTS, default=CHECKPOINTS)
+    parser.add_argument("--nets", nargs="+", choices=[net.name for net in transformers.NETS], default=())
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="a ComfyUI to run beside ours")
     parser.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 STEPS = 8
 CFG = 7.0
@@ -53,37 +53,71 @@ def txt2img(checkpoint: str, side: int = SIDE, *, mixed: bool = False) -> dict[s
     }
 
 
-def drawn(
-    file: str, *, tokens: int, width: int, pooled: int, steps: int = STEPS, images: int = 1, mixed: bool = False
-) -> dict[str, Any]:
-    """Return a workflow that samples latents of 64 tokens with a backbone of its own file and texts of pack `words`.
+Latent: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Nodes that make an empty latent, of which "latent" is the last."""
 
-    images: of a video, with 64 tokens a latent; 1 for an image. Mixed, jobs differ in sampler, schedule, steps and cfg
-    too.
+
+def image() -> Latent:
+    """64 tokens."""
+    return {"latent": _node("EmptySD3LatentImage", width=128, height=128, batch_size=1)}
+
+
+def video() -> Latent:
+    """17 frames, of 64 tokens each of its five latents."""
+    return {"latent": _node("EmptyHunyuanLatentVideo", width=128, height=128, batch_size=1, length=17)}
+
+
+def ltx_video_with_sound() -> Latent:
+    """25 frames, of 64 tokens each of their four latents, and a second of sound, which has 25."""
+    return {
+        "video": _node("EmptyLTXVLatentVideo", width=256, height=256, batch_size=1, length=25),
+        "sound": _node("Silence", channels=8, length=25, bins=16),
+        "latent": _node("LTXVConcatAVLatent", video_latent=["video", 0], audio_latent=["sound", 0]),
+    }
+
+
+def minimax_video_with_sound() -> Latent:
+    """22 frames, of 36 tokens each of their seven latents, and as much sound."""
+    return {"latent": _node("EmptyMiniMaxH3LatentAV", width=192, height=192, length=22)}
+
+
+def drawn(
+    file: str,
+    latent: Latent,
+    *,
+    tokens: int,
+    width: int,
+    pooled: int,
+    steps: int = STEPS,
+    sound: bool = False,
+    mixed: bool = False,
+) -> dict[str, Any]:
+    """Return a workflow that samples latents with a backbone of its own file and texts of pack `words`.
+
+    sound: the latent is of a video and its sound; the video's is saved. Mixed, jobs differ in sampler, schedule, steps
+    and cfg too.
     """
     seed = next(_fresh)
     size = {"tokens": tokens, "width": width, "pooled": pooled}
-    size_px = {"width": 128, "height": 128, "batch_size": 1}
     asked = dict(MIX[seed % len(MIX)]) if mixed else {**MIX[0], "cfg": 1.0}
     asked["steps"] = max(1, steps - STEPS + MIX[seed % len(MIX)]["steps"]) if mixed else steps
     return {
+        **latent,
         "1": _node("UNETLoader", unet_name=file, weight_dtype="default"),
         "2": _node("Words", seed=seed, **size),
         "3": _node("Words", seed=0, **size),
-        "4": _node("EmptySD3LatentImage", **size_px)
-        if images == 1
-        else _node("EmptyHunyuanLatentVideo", **size_px, length=images),
         "5": _node(
             "KSampler",
             model=["1", 0],
             positive=["2", 0],
             negative=["3", 0],
-            latent_image=["4", 0],
+            latent_image=["latent", 0],
             seed=seed,
             denoise=1.0,
             **asked,
         ),
-        "6": _node("SaveLatent", samples=["5", 0], filename_prefix="bench"),
+        **({"6": _node("LTXVSeparateAVLatent", av_latent=["5", 0])} if sound else {}),
+        "7": _node("SaveLatent", samples=["6" if sound else "5", 0], filename_prefix="bench"),
     }
 
 
