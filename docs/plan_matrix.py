@@ -83,8 +83,8 @@ from serve_app.replica.host import OWN_SHARE
 PAGE = Path(__file__).with_name("plan.md")
 GPUS = (8, 12, 16, 24, 32, 48, 80)
 """Memory of cards, in GB."""
-RAMS = (16, 32, 64)
-"""Memory of hosts, in GB. A larger one makes no difference to these models."""
+RAMS = (16, 32, 64, 128)
+"""Memory of hosts, in GB."""
 
 HEAD = """# What fits a card
 
@@ -106,7 +106,14 @@ How it is decided: [gpu.md](gpu.md#models-larger-than-the-card).
 
 def in_eight_bits(shape: torch.Size) -> QuantizedWeight | None:
     """Return a weight in fp8 with a scale, without numbers."""
-    return EightBitWeight(_empty(*shape, dtype=torch.float8_e4m3fn), _empty(1, dtype=torch.float32))
+    return EightBitWeight(_empty(*shape, dtype=torch.float8_e4m3fn), _empty(1, dtype=torch.float32), largest=1.0)
+
+
+def for_products(shape: torch.Size) -> QuantizedWeight | None:
+    """Return a weight in fp8 that the file lets a card multiply as it is, without numbers."""
+    weight = in_eight_bits(shape)
+    assert isinstance(weight, EightBitWeight)
+    return replace(weight, may=True)
 
 
 def in_nvfp4(shape: torch.Size) -> QuantizedWeight | None:
@@ -135,6 +142,7 @@ def kept(network: nn.Module, make: Kept) -> nn.Module:
     for name, layer in list(network.named_modules()):
         if type(layer) is nn.Linear and (weight := make(layer.weight.shape)) is not None:
             quantized = QuantizedLinear(weight, layer.bias)
+            quantized.in_eight_bits = weight.may_multiply is True
             quantized.move_to(lambda tensor: tensor, torch.device("meta"), layer.weight.dtype)
             network.set_submodule(name, quantized)
     return network
@@ -237,6 +245,7 @@ MODELS: Mapping[str, Planned] = {
     "Chroma, bf16, T5 in fp8": Planned(Chroma(3072, 24, 19, 38, 4096), 4.8, 170, IMAGE, itemsize=1),
     "Flux.1, bf16, T5 in fp16": Planned(FLUX, 4.9, 170, IMAGE),
     "Flux.1, fp8, T5 in fp8": Planned(FLUX, 4.9, 170, IMAGE, in_eight_bits, itemsize=1),
+    "Flux.1, fp8 that may be multiplied, T5 in fp8": Planned(FLUX, 4.9, 170, IMAGE, for_products, itemsize=1),
     "Flux.1, fp8, a LoRA and a ControlNet": Planned(FLUX, 4.9, 170, IMAGE, in_eight_bits, itemsize=1, added_mb=4700),
     "Flux.1, NVFP4, T5 in fp8": Planned(FLUX, 4.9, 170, IMAGE, in_nvfp4, itemsize=1),
     "Flux.1, GGUF Q4_K, T5 in Q4_K": Planned(FLUX, 4.9, 170, IMAGE, in_q4_k, itemsize=0.5625),
@@ -321,10 +330,13 @@ def page() -> str:
     cards = ", ".join(f"{card.gib} GB: {card.name}" for card in CARDS if card.gib in GPUS)
     parts, made = [HEAD.replace("{cards}", cards)], list(rows())
     for ram in RAMS:
-        parts += [f"## A host of {ram} GB\n", f"| model, size | {' | '.join(f'{gib} GB' for gib in GPUS)} |"]
-        parts.append("|---|" + "---|" * len(GPUS))
-        parts += [line(name, of_ram[ram]) for name, of_ram in made]
-        parts.append("")
+        lines = [line(name, of_ram[ram]) for name, of_ram in made]
+        parts.append(f"## A host of {ram} GB\n")
+        if ram == RAMS[-1]:
+            parts.append(f"The rows that differ from those of {RAMS[-2]} GB:\n")
+            lines = [row for row, (name, of_ram) in zip(lines, made, strict=True) if row != line(name, of_ram[RAMS[-2]])]
+        parts += [f"| model, size | {' | '.join(f'{gib} GB' for gib in GPUS)} |", "|---|" + "---|" * len(GPUS)]
+        parts += [*lines, ""]
     return "\n".join(parts)
 
 

@@ -74,7 +74,9 @@ def test_the_page_of_modules_is_made_from_their_docstrings():
     assert (ROOT / "docs" / "modules.md").read_text() == modules.page(), "python -m docs.modules writes it"
 
 
-@pytest.mark.parametrize("names", ["SDXL, fp16, 1", "Flux.1, NVFP4", "Wan 14B, fp16"])
+@pytest.mark.parametrize(
+    "names", ["SDXL, fp16, 1", "Flux.1, NVFP4", "Wan 14B, fp16", pytest.param("", marks=pytest.mark.long)]
+)
 def test_the_page_of_what_fits_a_card_is_made_by_the_planner(names: str):
     def without_kernels(text: str) -> str:
         # Seconds and the largest sizes follow every kernel of a forward.

@@ -233,6 +233,7 @@ class Loader:
             return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=meta)
 
         move_weights(module.modules(), send, meta, self._dtype(recipe, family), {*map(id, staying)})
+        self._choose_products(recipe, module)
         return family, module
 
     def load(self, recipe: Recipe, files: WeightFiles, stream: Stream | None = None) -> Loaded:
@@ -283,10 +284,7 @@ class Loader:
             move_to(module, self.device, dtype, self.ring, staying, packs=not compiles)
         else:
             streaming, sources = self._streamed(module, dtype, staying, stream, loaded.name)
-        if self._fp8_matmul is not False and recipe.part == "backbone":
-            for layer in module.modules():
-                if isinstance(layer, QuantizedLinear):
-                    layer.in_eight_bits = self._fp8_matmul or layer.quantized.may_multiply is True
+        self._choose_products(recipe, module)
         remarks = tuple(mixed.remarks)
         return replace(
             loaded,
@@ -296,6 +294,13 @@ class Loader:
             streaming=streaming,
             sources=sources,
         )
+
+    def _choose_products(self, recipe: Recipe, module: nn.Module) -> None:
+        """Have a backbone's fp8 layers multiply in fp8 where the device and the file allow it."""
+        if self._fp8_matmul is not False and recipe.part == "backbone":
+            for layer in module.modules():
+                if isinstance(layer, QuantizedLinear):
+                    layer.in_eight_bits = self._fp8_matmul or layer.quantized.may_multiply is True
 
     def _sources(self, layers: Iterable[nn.Module]) -> Sequence[FileTensor | None]:
         """Return where files have the numbers of layers' weights, which are not on a GPU yet but will be."""

@@ -201,23 +201,26 @@ def plan_job(
 ) -> JobPlan:
     """Return what becomes of a job alone on a card. text: all its text encoders; the others: as of `JobPlan`."""
     left = room.weights_left(activation_bytes) - added_bytes
-    denoises, encodes = _placed(room, backbone, left), _placed(room, text, room.weights_bytes)
+    denoises = _placed(room, backbone, left, room.host_bytes)
+    pinned = denoises.streamed_bytes - denoises.file_bytes
+    encodes = _placed(room, text, room.weights_bytes, room.host_bytes - pinned)
     together = denoises.card_bytes + encodes.card_bytes + vae_bytes
     outcome: Outcome = "whole" if together <= left else "evicting"
     if denoises.streamed_bytes or encodes.streamed_bytes:
         outcome = "streaming"
     if denoises.card_bytes > left:
         outcome = "too large"
-    pinned = sum(part.streamed_bytes - part.file_bytes for part in (denoises, encodes))
+    pinned += encodes.streamed_bytes - encodes.file_bytes
     evicted = 0 if together <= left or not text.nbytes else denoises.card_bytes + encodes.card_bytes
     reread = max(0, evicted - max(0, room.host_bytes - pinned))
     return JobPlan(outcome, denoises, encodes, vae_bytes, activation_bytes, reread, added_bytes)
 
 
-def _placed(room: Room, part: PartSize, left_bytes: int) -> PartPlan:
+def _placed(room: Room, part: PartSize, left_bytes: int, pinned_bytes: int) -> PartPlan:
+    """Return where a part's weights are, of a card with room for left_bytes and a host for pinned_bytes of them."""
     share = stream_share(part.nbytes, 0, room.weights_bytes, left_bytes)
     if share is None:
         return PartPlan(part.nbytes, part.nbytes)
     card_bytes = int(share * room.weights_bytes)
     streamed = part.streamed(card_bytes)
-    return PartPlan(part.nbytes, card_bytes, streamed, max(0, streamed - room.host_bytes))
+    return PartPlan(part.nbytes, card_bytes, streamed, max(0, streamed - max(0, pinned_bytes)))

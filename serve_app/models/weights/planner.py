@@ -168,8 +168,8 @@ def model_of(paths: Sequence[Path]) -> Model:
 
     Reads headers alone. Errors: ModelFileError for a file that holds none of these, or for no or several backbones.
     """
-    # Of a device that is no CPU, dtypes are a card's.
-    loader = Loader(META, "auto", "auto")
+    # Of a device that is no CPU, dtypes are a card's; all cards that are assumed multiply in fp8.
+    loader = Loader(META, "auto", "auto", fp8_matmul=None)
     found: dict[Part, list[tuple[Recipe, WeightFiles]]] = {part: [] for part in PARTS}
     added = after = 0
     for path in paths:

@@ -119,6 +119,15 @@ def test_an_operation_that_torch_takes_apart_is_counted_by_its_parts() -> None:
     assert made.kernels == {Kernel(2 * 6 * 4 * 8, 4 * (24 + 32 + 48)): 1}
 
 
+def test_a_product_of_eight_bits_counts_as_half_of_one_of_sixteen() -> None:
+    meta = torch.device("meta")
+    x = torch.empty(32, 64, device=meta, dtype=torch.float8_e4m3fn)
+    weight, one = torch.empty(16, 64, device=meta, dtype=torch.float8_e4m3fn), torch.empty((), device=meta)
+    with torch.inference_mode(), Counting(meta) as made:
+        torch._scaled_mm(x, weight.mT, one, one, out_dtype=torch.bfloat16)
+    assert [kernel.flops for kernel in made.kernels] == [32 * 64 * 16]
+
+
 def test_views_of_weights_and_changes_in_place_are_no_allocations() -> None:
     weight, x = torch.ones(64, 64), torch.ones(1, 64)
     with torch.inference_mode(), Counting(torch.device("cpu")) as made:
