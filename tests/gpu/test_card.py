@@ -21,10 +21,14 @@ from serve_app.engine.trajectory import Trajectory
 from serve_app.models import forward
 from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
+from serve_app.models.kernels import comfy_kitchen
 from serve_app.models.kernels.cuda_graphs import GraphRecorder
+from serve_app.models.kernels.rotary import normed_and_rotated, rotated, turns_of
 from serve_app.models.network import LoadedNetwork
+from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.weights.upload import Ring, uploading
 from serve_app.recipe.training import Discrete
+from serve_app.replica.assemble import FP8_CAPABILITY
 from serve_app.sampling.forward import denoise
 from serve_app.sampling.noise import brownian_noise, gaussian_noise
 from serve_app.sampling.samplers.samplers import SAMPLERS
@@ -256,3 +260,39 @@ def test_graphs_that_are_least_recently_used_go(replayed, monkeypatch):
             for _ in range(EAGER + 1):
                 denoise(SD.pieces(ours, rows))
     assert replays.counters.recordings == 4
+
+
+@pytest.mark.parametrize("by_row", [False, True], ids=["one scale", "a scale for each output"])
+def test_a_product_of_eight_bits_is_that_of_the_rounded_numbers(by_row: bool) -> None:
+    if torch.cuda.get_device_capability(CARD) < FP8_CAPABILITY:
+        pytest.skip("this card has no products of eight bits")
+    source = torch.Generator().manual_seed(1)
+    stored = torch.randn(256, 512, generator=source).to(torch.float8_e4m3fn)
+    scale = torch.rand(256, 1, generator=source) + 0.5 if by_row else torch.tensor([0.25])
+    x, bias = torch.randn(64, 512, generator=source), torch.randn(256, generator=source)
+    weight = EightBitWeight(stored, scale, inputs=torch.tensor(0.5), may=True).sent(lambda tensor: tensor.to(CARD))
+    made = weight.multiplied(x.to(CARD, torch.bfloat16), bias.to(CARD, torch.bfloat16)).float().cpu()
+    rounded = (x.bfloat16().float() / 0.5).to(torch.float8_e4m3fn).float() * 0.5
+    assert relative_error(made, rounded @ (stored.float() * scale).T + bias) < 1e-2
+
+
+def test_the_fused_kernels_give_what_torch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not comfy_kitchen.has_kernels(CARD):
+        pytest.skip("comfy_kitchen is not installed, or not for this build of torch")
+    with CARD, torch.no_grad():
+        q, k = torch.randn(2, 2, 96, 4, 64, dtype=torch.bfloat16)
+        norms = torch.nn.RMSNorm(64, eps=1e-6), torch.nn.RMSNorm(64, eps=1e-6)
+        angles = torch.rand(96, 32)
+
+    def heads(kind: str) -> torch.Tensor:
+        return q if kind == "q" else k
+
+    def computed() -> list[torch.Tensor]:
+        turns = turns_of(angles)
+        made = [*rotated(q, k, turns), *normed_and_rotated(heads, norms, turns)]
+        return [tensor.float().cpu() for tensor in made]
+
+    fused = computed()
+    monkeypatch.setattr(comfy_kitchen, "DEVICES", frozenset())
+    for one, other in zip(fused, computed(), strict=True):
+        assert relative_error(one, other) < 1e-2

@@ -120,7 +120,7 @@ def prompts(models: Path, kinds: Collection[str]) -> dict[str, dict[str, Any]]:
     return made
 
 
-FEW = ("fp8_e4m3fn_fast", *FORMATS, "Q4_K", "Q8_0")
+FEW = ("fp8_e4m3fn_fast", *FORMATS, "Q4_K", "Q8_0", "IQ4_NL", "IQ4_XS")
 EVERY = (*LOADED_AS, *FORMATS, *TYPES)
 
 

@@ -178,7 +178,7 @@ async def test_graphs_are_made_dropped_and_made_again_as_models_take_turns(root:
 
 @pytest.mark.parametrize("tried", [4, pytest.param(500, marks=pytest.mark.long)])
 async def test_a_job_that_finds_no_memory_somewhere_ends_and_the_next_is_as_any_other(root: Path, tried: int) -> None:
-    """Weights are loaded anew for each job, so that every allocation of one, from its first, is among those tried."""
+    """Weights are loaded anew for each job, so that allocations of one from its first to its last are tried."""
     pictures: dict[int, bytes] = {}
     failed = 0
     with a_card() as (_, driver):
