@@ -9,6 +9,7 @@ class StepJob(NamedTuple):
     """One job's forward. latents: (C,h,w) or (C,F,h,w). texts: the length of each row's text, in tokens.
 
     fp8: with weights in fp8 with a scale each, multiplied in fp8. part: the network has one in so many of its blocks.
+    apart: each row has a forward of its own, as on a card whose flash attention takes no mask.
     """
 
     family: str
@@ -16,6 +17,7 @@ class StepJob(NamedTuple):
     texts: tuple[int, ...]
     fp8: bool = False
     part: int = 1
+    apart: bool = False
 
 
 JOBS = {
@@ -25,6 +27,7 @@ JOBS = {
     "Flux.1 dev bf16, 1024×1024": StepJob("flux", (16, 128, 128), (512,)),
     "Flux.1 dev fp8 scaled, 1024×1024": StepJob("flux", (16, 128, 128), (512,), fp8=True),
     "Qwen-Image, 1328×1328, cfg": StepJob("qwen", (16, 1, 166, 166), (60, 20)),
+    "Qwen-Image, 1328×1328, cfg, on Ampere and Ada": StepJob("qwen", (16, 1, 166, 166), (60, 20), apart=True),
     "Wan 2.1 14B, 832×480, 81 frames, cfg": StepJob("wan", (16, 21, 60, 104), (512, 512)),
 }
 

@@ -54,7 +54,8 @@ def counted(job: StepJob) -> Counts:
     with as_on_a_card(), torch.inference_mode():
         family, made, given = family_of(job), network(job), [rows(job, length) for length in job.texts]
         with Counting() as counting:
-            family.forward(made, given)
+            for together in [[row] for row in given] if job.apart else [given]:
+                family.forward(made, together)
     counts: Counts = counting.counts
     return counts
 

@@ -334,7 +334,8 @@ def page() -> str:
         parts.append(f"## A host of {ram} GB\n")
         if ram == RAMS[-1]:
             parts.append(f"The rows that differ from those of {RAMS[-2]} GB:\n")
-            lines = [row for row, (name, of_ram) in zip(lines, made, strict=True) if row != line(name, of_ram[RAMS[-2]])]
+            before = {line(name, of_ram[RAMS[-2]]) for name, of_ram in made}
+            lines = [row for row in lines if row not in before]
         parts += [f"| model, size | {' | '.join(f'{gib} GB' for gib in GPUS)} |", "|---|" + "---|" * len(GPUS)]
         parts += [*lines, ""]
     return "\n".join(parts)
