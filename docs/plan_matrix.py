@@ -59,6 +59,7 @@ from serve_app.models.families import (
     Wan,
     Wan22,
     WanAnimate2,
+    WanCausal,
     WanScail,
     YuE2,
     ZImage,
@@ -298,6 +299,7 @@ NOT_PLANNED: Mapping[type[BackboneFamily], str] = {
     RtDetr4: "it finds objects in images and samples none",
     SdPose: "it finds poses in images and samples none; the network is that of SD 2.1",
     WanAnimate2: "the network is Wan 14B's for images; its pose video takes as much again",
+    WanCausal: "the network is Wan's for texts; what it keeps of a video is in the plan of a job",
     Lotus: "the network is that of SD 2.1 unCLIP but for one layer",
 }
 """Backbones that have no row, and why."""

@@ -1,8 +1,12 @@
-"""Context windows: a long video is evaluated in overlapping windows of its frames, which are blended."""
+"""How a long video is evaluated: in overlapping windows of its frames, which are blended, or after given frames."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +31,10 @@ class ContextWindows:
     kept: tuple[int, ...] = ()
     kept_latents: tuple[int, ...] = ()
     anchored: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FirstFrames:
+    """Begin a video that is made block by block with given frames. latents: (1,C,t,h,w), as a VAE makes them."""
+
+    latents: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from serve_app.recipe.context import ContextWindows
+from serve_app.recipe.context import ContextWindows, FirstFrames
 from serve_app.recipe.controls import DiffControlNetBase, HintKind, ModelControl
 from serve_app.recipe.guidance import GuidancePatch
 from serve_app.recipe.hooks import ClipHooks
@@ -35,6 +35,7 @@ Patch: TypeAlias = (
     | ReferenceMethod
     | ScaledPositions
     | ContextWindows
+    | FirstFrames
     | PackFunctions
     | ModelControl
 )

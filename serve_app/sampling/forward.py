@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,6 +53,15 @@ class Inputs(Protocol):
 
     def within(self, area: Area | None) -> Inputs:
         """Return the inputs for an area of the canvas; None: for the whole canvas."""
+        ...
+
+
+@runtime_checkable
+class InBlocks(Protocol):
+    """Conditioning inputs of a network that can make a video block by block."""
+
+    def in_blocks(self, blocks: tuple[int, ...]) -> Inputs:
+        """Return the inputs for x in blocks. blocks: as `Evaluation`."""
         ...
 
 

@@ -33,7 +33,13 @@ NETS: Mapping[str, Wan] = {
     "scail": WanScail(WIDTH, 2, INSIDE, TEXT, 20, SEEN),
     "animate2": WanAnimate2(WIDTH, 2, INSIDE, TEXT, 36, SEEN),
 }
-METADATA = {"animate2": {"config": json.dumps({"transformer": {"model_type": "animate2"}})}}
+METADATA = {
+    name: {"config": json.dumps({"transformer": said})}
+    for name, said in {
+        "animate2": {"model_type": "animate2"},
+        "causal": {"model_type": "t2v", "causal_ar": True},
+    }.items()
+}
 """What files say of networks that tensors alone do not tell from others."""
 STEPS, SEED, CFG = 3, 7, 3.0
 SAMPLER, SCHEDULE = "euler", "simple"

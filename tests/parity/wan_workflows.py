@@ -103,6 +103,23 @@ def _two(kind: str, stages: Nodes, *patches: tuple[str, dict[str, Any]], **input
     return Case({**_NODES, **models, **stages, "wan": (kind, {**TOLD, **inputs})}, "images")
 
 
+def _block_by_block(frames: int, length: int, **nodes: tuple[str, dict[str, Any]]) -> Case:
+    """Return a case of latent frames in blocks. nodes: instead of the usual ones, by id."""
+    made: Nodes = {
+        **_NODES,
+        **_models(model="causal"),
+        "wan": ("EmptyARVideoLatent", {**SIZE, "length": length}),
+        "sampler": ("SamplerARVideo", {"num_frame_per_block": frames}),
+        "sigmas": ("BasicScheduler", {"model": ["model", 0], "scheduler": "simple", "steps": 3, "denoise": 1.0}),
+        "noise": ("RandomNoise", {"noise_seed": 9}),
+        "guider": ("BasicGuider", {"model": ["model", 0], "conditioning": ["text", 0]}),
+        **nodes,
+    }
+    links = {name: [name, 0] for name in ("noise", "guider", "sampler", "sigmas")}
+    latent = ["wan", 1 if made["wan"][0] == "ARVideoI2V" else 0]
+    return Case({**made, "k": ("SamplerCustomAdvanced", {**links, "latent_image": latent})}, "k")
+
+
 _SHIFTED = ("ModelSamplingSD3", {"shift": 5.0})
 _LORA = ("LoraLoaderModelOnly", {"lora_name": "few_steps.safetensors", "strength_model": 0.8})
 _FUN = ("LoraLoaderModelOnly", {"lora_name": "fun.safetensors", "strength_model": 0.7})
@@ -129,6 +146,8 @@ _WINDOWS |= {"causal_window_fix": True}
 _OF_WAN: dict[str, Any] = {"context_length": 13, "context_overlap": 5, "context_schedule": "standard_uniform"}
 _OF_WAN |= {"context_stride": 2, "closed_loop": False, "fuse_method": "relative", "freenoise": False}
 _OF_WAN |= {"retain_first_frame": True, "split_conds_to_windows": False}
+
+_BEGUN = {**SIZE, "length": 17, "model": ["model", 0], "vae": ["vae", 0], "start_image": ["start", 0]}
 
 WORKFLOWS: dict[str, Case] = {
     "two stages": _two("WanImageToVideo", _stages(3.5, 6, 3), _SHIFTED, **_START),
@@ -214,6 +233,14 @@ WORKFLOWS: dict[str, Case] = {
     "an image in windows": _one(
         "WanImageToVideo", "i2v_22", ("WanContextWindowsManual", _OF_WAN), sampler="euler", length=29, **_START
     ),
+    "frame by frame, from an image": _block_by_block(
+        1,
+        17,
+        wan=("ARVideoI2V", _BEGUN),
+        guider=("BasicGuider", {"model": ["wan", 0], "conditioning": ["text", 0]}),
+    ),
+    "block by block": _block_by_block(2, 17),
+    "a network of blocks, as a whole": _block_by_block(1, 9, sampler=("KSamplerSelect", {"sampler_name": "euler"})),
     "VACE, trimmed": Case(
         {
             **_one("WanVaceToVideo", "vace", strength=0.9, reference_image=["start", 0]).nodes,
@@ -258,6 +285,8 @@ def write(models: Path) -> None:
     high = load_file(models / "diffusion_models" / "i2v_22.safetensors")
     low = {name: tensor.flip(0).contiguous() for name, tensor in high.items()}
     save_file(low, models / "diffusion_models" / "i2v_22_low.safetensors")
+    whole, causal = (models / "diffusion_models" / f"{name}.safetensors" for name in ("t2v", "causal"))
+    save_file(load_file(whole), causal, wan_cases.METADATA["causal"])
     vae = {name.removeprefix("first_stage_model."): t for name, t in random_tensors(VAE, torch.float32).items()}
     save_file(vae, models / "vae" / "wan21.safetensors")
     net = wan_cases.NETS["i2v_22"]

@@ -1,4 +1,4 @@
-"""Templates of SAM 3 and of Wan Animate 2 over HTTP, with tiny files under the published names."""
+"""Templates of SAM 3, Wan Animate 2 and a Wan that works block by block, over HTTP, with tiny files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from serve_app.nodes.video.value import VideoFromFile
 from tests.templates.test_templates import cut, prompt_of, ran, shrink
 
 VIDEOS = (
+    "video_causal_forcing_i2v",
     "video_wan_animate2",
     "video_wan_animate2_distilled",
     "video_wan21_scail2_character_replacement",

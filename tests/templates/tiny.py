@@ -311,6 +311,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/wan2\.1_14B_SCAIL_2.*": lambda: single_file(WAN_SCAIL),
     r"diffusion_models/wan_animate_2.*": lambda: single_file(WAN_ANIMATE2),
     r"diffusion_models/wan2\.1_vace.*": lambda: single_file(WAN_VACE),
+    r"diffusion_models/causal_forcing.*": lambda: single_file(WAN),
     r"diffusion_models/wan2\.2_t2v.*": lambda: single_file(WAN),
     r"diffusion_models/wan2\.2_(i2v|fun_inpaint)_.*_14B.*": lambda: single_file(WAN_I2V),
     r"diffusion_models/wan2\.2_fun_control_.*_14B.*": lambda: single_file(WAN_22_FUN_CONTROL),
@@ -402,6 +403,7 @@ METADATA: Mapping[str, Callable[[], dict[str, str]]] = {
     r"(diffusion_models|vae)/ltx-2\.5.*": lambda: ltx_cases.metadata("ltx25"),
     r"latent_upscale_models/ltx-2.*": lambda: ltx_workflows.upscaler()[1],
     r"diffusion_models/wan_animate_2.*": lambda: wan_cases.METADATA["animate2"],
+    r"diffusion_models/causal_forcing.*": lambda: wan_cases.METADATA["causal"],
     r"loras/ltx.*-ic-lora.*": lambda: {"reference_downscale_factor": "2"},
 }
 """What a file's metadata says, where its authors write any."""

@@ -109,6 +109,7 @@ from serve_app.models.families.video.minimax_h3 import MiniMaxH3
 from serve_app.models.families.video.seedvr2 import SeedVr2
 from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.families.video.wan_animate2 import WanAnimate2
+from serve_app.models.families.video.wan_causal import WanCausal
 from serve_app.models.families.video.wan_scail import WanScail
 from serve_app.models.families.vision.birefnet import BiRefNet
 from serve_app.models.families.vision.clip_vision import ClipVision
@@ -129,8 +130,9 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     # Before Qwen-Image and OmniGen2, whose layers they have.
     *(MageFlow, Boogu),
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
-    *(PixArtAlpha, PixArt, WanScail, WanAnimate2, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2),
-    *(StableAudio3, AceStep15, MiniMaxMusic3, YuE2, Sam31, RtDetr4, Kandinsky5, Kandinsky5Image, ChromaRadiance),
+    *(PixArtAlpha, PixArt, WanScail, WanAnimate2, WanCausal, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage),
+    *(SeedVr2, StableAudio3, AceStep15, MiniMaxMusic3, YuE2, Sam31, RtDetr4, Kandinsky5, Kandinsky5Image),
+    ChromaRadiance,
     # After LTX-2, whose layers it has.
     LtxVideo,
 )
@@ -306,6 +308,7 @@ __all__ = [
     "Wan22",
     "Wan22Vae",
     "WanAnimate2",
+    "WanCausal",
     "WanScail",
     "WanVae",
     "YuE2",

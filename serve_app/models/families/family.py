@@ -251,6 +251,10 @@ class BackboneFamily(Family):
         """
         return sum(latents[:, 0].numel() for latents in (x, *getattr(inputs, "references", ())))
 
+    def kept_bytes(self, x: Tensor) -> int:
+        """Return the bytes that a run of one row of x (B,C,…) keeps on a GPU from one forward to the next."""
+        return 0
+
     def pad_rows(self, rows: Sequence[Rows], count: int) -> Rows | None:
         """Return `count` padding rows for a batch of these; None, as by default, if the batch is not padded.
 

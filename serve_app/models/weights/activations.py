@@ -55,7 +55,8 @@ class Activations:
         conds: Mapping[str, Conditioning],
         factor: int | None = None,
     ) -> int:
-        """Return the bytes of the largest forward of one row of a run, or of all where rows depend on each other.
+        """Return the bytes of the largest forward of one row of a run, or of all where rows depend on each other, with
+        what is kept between forwards.
 
         0 for a run that cannot be counted. latents, factor: as in a SamplingRequest. Errors: ModelFileError.
         """
@@ -97,11 +98,12 @@ def _counted(
     try:
         samples = family.latent_format.accept(latents.to("cpu", torch.float32), factor)
         cost = forward_cost(family, network, samples, cond, options, windows)
+        kept = max(family.kept_bytes(part) for part in parts_of(samples))
     except (NodeError, RuntimeError) as error:
         # What is wrong with a job is said where it runs.
         _log.info("a forward could not be counted: family=%s error=%s", family.title, repr(error))
         return 0
-    return int(ACTIVATIONS_MARGIN * cost.peak_bytes)
+    return int(ACTIVATIONS_MARGIN * cost.peak_bytes) + kept
 
 
 def _shapes(value: Any) -> Hashable:

@@ -25,6 +25,7 @@ from serve_app.sampling.forward import (
     Area,
     Backbone,
     Canvas,
+    InBlocks,
     Inputs,
     ModelInput,
     Piece,
@@ -304,7 +305,8 @@ class Guidance:
         if entry.area is not None:
             x = crop(x, entry.area)
             model_input = model_input and replace(model_input, fed=crop(value(model_input.fed), entry.area))
-        return Piece(backbone, x, sigma, entry.inputs, entry.role, (*of_all, *layers), tie, model_input)
+        inputs = _in_blocks(entry.inputs, evaluation.blocks) if evaluation.blocks else entry.inputs
+        return Piece(backbone, x, sigma, inputs, entry.role, (*of_all, *layers), tie, model_input)
 
     def _means(self, evaluation: Evaluation) -> dict[Any, Latents]:
         """Return the mean of each evaluated branch, by role, and of each guidance patch's pieces, by patch."""
@@ -344,6 +346,15 @@ class _Blurred:
 
     patch: SelfAttentionGuidance
     degraded: Tensor
+
+
+def _in_blocks(inputs: Inputs, blocks: tuple[int, ...]) -> Inputs:
+    if not isinstance(inputs, InBlocks):
+        raise NodeError(
+            "the sampler makes a video block by block, and the model was not trained to: choose a Wan of Causal "
+            "Forcing or Self-Forcing, whose file's metadata says `causal_ar`, or another sampler"
+        )
+    return inputs.in_blocks(blocks)
 
 
 def _taking_part(branch: Sequence[ConditioningEntry], evaluation: Evaluation) -> Sequence[ConditioningEntry]:

@@ -35,7 +35,8 @@ class Evaluation:
 
     x: noisy latents (B,C,h,w) at `sigma`. step: its index in sigmas; several evaluations may share one. want_uncond:
     send (denoised, uncond's denoised) instead of denoised alone. substep: counts a sampler's own steps within one of
-    sigmas. kept: other sums to materialize with x, for later steps.
+    sigmas. kept: other sums to materialize with x, for later steps. blocks: frames of each block of x, a video: all but
+    the last are done and without noise; (): x is at sigma as a whole.
     """
 
     x: Latents
@@ -44,6 +45,7 @@ class Evaluation:
     want_uncond: bool = False
     substep: int = 0
     kept: tuple[Latents, ...] = ()
+    blocks: tuple[int, ...] = ()
 
     @property
     def latents(self) -> Tensor:

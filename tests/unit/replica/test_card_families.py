@@ -228,7 +228,7 @@ def through(vae: str) -> dict[str, Any]:
 TEMPLATES = (
     *("flux_redux_model_example", "sdxl_refiner_prompt_example", "txt_to_image_to_video", "video_minimax_h3_t2v"),
     *("image_lotus_depth_v1_1", "llm_qwen3_5_text_gen"),
-    *("ltxv_text_to_video", "image_chroma1_radiance_text_to_image"),
+    *("ltxv_text_to_video", "image_chroma1_radiance_text_to_image", "video_causal_forcing_i2v"),
 )
 TINY_VIDEO_VAES = {"taehv.safetensors": "Taehv", "taeh3.safetensors": "TaeH3"}
 """Tiny autoencoders of videos with the names of their families."""
@@ -304,6 +304,7 @@ SHOWN: Mapping[str, str] = {
     "wan2.1_14B_SCAIL_2": "WanScail",
     "wan2.1_t2v": "UMT5Text Wan WanVae",
     "wan_animate_2": "WanAnimate2",
+    "video_causal_forcing_i2v": "WanCausal",
     "wan2.2_ti2v_5B": "Wan22 Wan22Vae",
     "z_image": "Qwen3Text ZImage",
     "tiny": "Sd",

@@ -436,7 +436,7 @@ class Wan(Transformer):
         further = [tokens_of(network.patch_embedding(whole_patches(one))) for one in context]
         return (torch.cat([image, *further], dim=1) if further else image), image.shape[1]
 
-    def beside(self, network: Any, given: Inputs) -> Callable[[Any], Attend]:
+    def beside(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Callable[[Any], Attend]:
         """Return what is called with each block before it runs, and says how its tokens attend to each other."""
         return lambda block: attention_output
 
@@ -466,7 +466,7 @@ class Wan(Transformer):
         read = self.read(network, given["text"], given.get("mask"), given.get("seen"))
         turns = shards.shard(turns_of(token_angles(given["at"])), dim=0)
         tell = partial(through_block, time=by_block, read=read, turns=turns, shards=shards)
-        beside = self.beside(network, given)
+        beside = self.beside(network, rows, given)
         hints = [given[OfVace("frames", number)] for number in range(len(rows[0].inputs.vace))]
         hint_tokens = [tokens_of(network.vace_patch_embedding(whole_patches(hint))) for hint in hints]
         vace_tokens = [*map(shards.shard, hint_tokens)]

@@ -152,7 +152,7 @@ class WanAnimate2(Wan):
             tensors["pose mask"] = by_heads(there([one.inputs.pose_text.to(dtype) for one in rows]))
         return tensors
 
-    def beside(self, network: Any, given: Inputs) -> Callable[[Any], Attend]:
+    def beside(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Callable[[Any], Attend]:
         """Return what takes the other video through each block, and has frames attend to it there."""
         height, width = grid(*given["x"].shape[-2:])
         cells, of_reference = height * width, given["reference_strength"]
