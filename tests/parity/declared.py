@@ -49,7 +49,7 @@ def ours(spec: NodeSpec) -> dict[str, Any]:
     for declared in spec.inputs:
         choices = None if declared.choices is None else [c for c in declared.choices if c not in LATER_SAMPLERS]
         kind = "COMBO" if choices is not None or declared.folder is not None else declared.type
-        inputs.append([declared.section, declared.name, kind, choices, _options(declared.options)])
+        inputs.append([declared.section, declared.name, kind, choices, _options(declared.name, declared.options)])
     return {
         "inputs": inputs,
         "outputs": list(spec.outputs),
@@ -66,8 +66,18 @@ def _input(section: str, name: str, kind: Any, options: Mapping[str, Any] | None
     # Names of files and folders, which a class reads off the directories beside it.
     if choices is not None and (not choices or "image_upload" in options or name in ("latent", "vae_name", "folder")):
         choices = None
-    return [section, name, "COMBO" if isinstance(kind, list) else kind, choices, _options(options)]
+    return [section, name, "COMBO" if isinstance(kind, list) else kind, choices, _options(name, options)]
 
 
-def _options(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name not in FOR_THE_PAGE and value is not None}
+def _options(of: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in options.items() if name not in FOR_THE_PAGE and value is not None}
+    if kept.get("display_name") == of:
+        del kept["display_name"]
+    template = kept.get("template")
+    if template is None or "input" not in template:
+        return kept
+    repeated = {
+        section: {name: [kind, *(_options(name, one) for one in own)] for name, (kind, *own) in inputs.items()}
+        for section, inputs in template["input"].items()
+    }
+    return kept | {"template": {**template, "input": repeated}}

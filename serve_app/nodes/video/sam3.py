@@ -30,6 +30,9 @@ CATEGORY = "image/detection"
 SIDE = 1008
 """Sides of the masks that are followed."""
 _Share = Float(0.5, min=0.0, max=1.0, step=0.01)
+_WHOLE = {"x": 0, "y": 0, "width": 512, "height": 512}
+"""What the page begins a box with."""
+_Boxes = InputType("BOUNDING_BOX", {"default": _WHOLE, "socketless": True, "forceInput": True})
 
 
 @node(
@@ -47,7 +50,7 @@ async def sam3_detect(
     individual_masks: Annotated[bool, Bool(False)],
     runtime: RUNTIME,
     conditioning: CONDITIONING | None = None,
-    bboxes: Annotated[Any, InputType("BOUNDING_BOX", {"forceInput": True})] = None,
+    bboxes: Annotated[Any, _Boxes] = None,
     positive_coords: Annotated[str | None, Text(forceInput=True, multiline=False)] = None,
     negative_coords: Annotated[str | None, Text(forceInput=True, multiline=False)] = None,
 ) -> tuple[MASK, BOUNDING_BOX]:

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import resize
-from serve_app.nodes.inputs import MAX_RESOLUTION, Autogrow, InputType, Int
-from serve_app.nodes.latent.empty import BatchSize, empty_video
+from serve_app.nodes.inputs import Autogrow, InputType, Int
+from serve_app.nodes.latent.empty import FRAMES, BatchSize, empty_video
 from serve_app.nodes.sockets import CONDITIONING, IMAGE, LATENT, RUNTIME, VAE
-from serve_app.nodes.video.wan import PAIR_AND_LATENT, Height, Length, Width, both, video_vae
+from serve_app.nodes.video.wan import PAIR_AND_LATENT, both, video_vae
 from serve_app.sampling.latents.latent_formats import WAN
 
 IMAGES = 8
+LONGEST = 8192
+"""Pixels of a side, and images of a video."""
 MULTIPLE = 16
 """Of the sides of what is encoded, in pixels."""
 
@@ -33,9 +35,9 @@ async def bernini_conditioning(
     positive: CONDITIONING,
     negative: CONDITIONING,
     vae: VAE,
-    width: Width,
-    height: Height,
-    length: Length,
+    width: Annotated[int, Int(832, min=16, max=LONGEST, step=16)],
+    height: Annotated[int, Int(480, min=16, max=LONGEST, step=16)],
+    length: Annotated[int, Int(81, min=1, max=LONGEST, step=FRAMES)],
     batch_size: BatchSize,
     runtime: RUNTIME,
     source_video: IMAGE | None = None,
@@ -44,7 +46,7 @@ async def bernini_conditioning(
         Mapping[str, Tensor] | None,
         Autogrow(InputType("IMAGE"), name="reference_image", prefix="reference_image_", least=0, most=IMAGES),
     ] = None,
-    ref_max_size: Annotated[int, Int(848, min=16, max=MAX_RESOLUTION, step=16)] = 848,
+    ref_max_size: Annotated[int, Int(848, min=16, max=LONGEST, step=16)] = 848,
 ) -> tuple[CONDITIONING, CONDITIONING, LATENT]:
     """A video to edit, at the size of the result, one to insert, and images to refer to, at their own proportions.
 

@@ -52,6 +52,7 @@ _Share = Float(0.0, min=0.0, max=1.0, step=0.01)
     category=f"{CATEGORY}/scail",
     function="encode",
     return_names=(*PAIR_AND_LATENT, "video_frame_offset"),
+    experimental=True,
 )
 async def wan_scail_to_video(
     positive: CONDITIONING,

@@ -106,7 +106,7 @@ def generate_tracks(
     return_names=("TRACKS", "track_length"),
 )
 def wan_move_tracks_from_coords(
-    track_coords: Annotated[str, Text("[]", forceInput=True)] = "[]", track_mask: MASK | None = None
+    track_coords: Annotated[str, Text("[]", forceInput=True, multiline=False)] = "[]", track_mask: MASK | None = None
 ) -> tuple[TRACKS, INT]:
     """Tracks that are written as JSON: lists of {"x", "y"} in pixels. Errors: NodeError for anything else."""
     tracks = _read(track_coords)
