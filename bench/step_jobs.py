@@ -31,12 +31,20 @@ JOBS = {
     "Wan 2.1 14B, 832×480, 81 frames, cfg": StepJob("wan", (16, 21, 60, 104), (512, 512)),
 }
 
-_FEW = {"Flux.1 dev bf16, 1024×1024": 4, "Qwen-Image, 1328×1328, cfg": 6, "Wan 2.1 14B, 832×480, 81 frames, cfg": 4}
+_FEW = {
+    "Flux.1 dev bf16, 1024×1024": 4,
+    "Flux.1 dev fp8 scaled, 1024×1024": 4,
+    "Qwen-Image, 1328×1328, cfg": 6,
+    "Qwen-Image, 1328×1328, cfg, on Ampere and Ada": 6,
+    "Wan 2.1 14B, 832×480, 81 frames, cfg": 4,
+}
 GPU_JOBS = {f"{title}, 1/{part} of its blocks": JOBS[title]._replace(part=part) for title, part in _FEW.items()}
 """Those that a GPU measures, with few enough blocks for 24 GB."""
 SMALL_JOBS = {
     "Flux.1, small": StepJob("flux", (16, 8, 8), (16,), part=19),
+    "Flux.1 fp8 scaled, small": StepJob("flux", (16, 8, 8), (16,), fp8=True, part=19),
     "Qwen-Image, small": StepJob("qwen", (16, 1, 8, 8), (16, 8), part=60),
+    "Qwen-Image, small, each text apart": StepJob("qwen", (16, 1, 8, 8), (16, 8), part=60, apart=True),
     "Wan, small": StepJob("wan", (16, 2, 8, 8), (16, 16), part=40),
 }
 """Those that show on any machine that measuring works."""

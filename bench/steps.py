@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -52,10 +53,9 @@ FAMILIES: dict[str, BackboneFamily] = {
 def counted(job: StepJob) -> Counts:
     """Return the counts of a job's step."""
     with as_on_a_card(), torch.inference_mode():
-        family, made, given = family_of(job), network(job), [rows(job, length) for length in job.texts]
+        made, given = network(job), [rows(job, length) for length in job.texts]
         with Counting() as counting:
-            for together in [[row] for row in given] if job.apart else [given]:
-                family.forward(made, together)
+            step(job, made, given)
     counts: Counts = counting.counts
     return counts
 
@@ -77,15 +77,28 @@ def network(job: StepJob) -> nn.Module:
     family = family_of(job)
     made: nn.Module = family.empty().to(family.dtypes[0] if job.family != "wan" else torch.bfloat16)
     if job.fp8:
-        for name, layer in list(made.named_modules()):
-            if isinstance(layer, nn.Linear) and "blocks" in name:
-                stored = torch.empty(layer.weight.shape, device=META, dtype=torch.float8_e4m3fn)
-                scale, inputs = torch.empty(1, 1, device=META), torch.empty((), device=META)
-                weight = EightBitWeight(stored, scale, inputs=inputs, may=True, largest=1.0)
-                quantized = QuantizedLinear(weight, layer.bias)
-                quantized.in_eight_bits = True
-                made.set_submodule(name, quantized)
+        put_in_fp8(made)
     return made
+
+
+def put_in_fp8(network: nn.Module) -> None:
+    """Have the linear layers of a network's blocks keep their weights in fp8 with a scale, and multiply in fp8.
+
+    The scales are 1: what a step takes does not depend on them.
+    """
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, nn.Linear) and "blocks" in name:
+            stored, ones = layer.weight.data.to(torch.float8_e4m3fn), partial(torch.ones, device=layer.weight.device)
+            weight = EightBitWeight(stored, ones(1, 1), inputs=ones(()), may=True, largest=1.0)
+            quantized = QuantizedLinear(weight, layer.bias)
+            quantized.in_eight_bits = True
+            network.set_submodule(name, quantized)
+
+
+def step(job: StepJob, network: nn.Module, given: Sequence[Rows]) -> None:
+    """Run the forwards of one step."""
+    for together in [[row] for row in given] if job.apart else [given]:
+        family_of(job).forward(network, together)
 
 
 def rows(job: StepJob, length: int, device: torch.device = META) -> Rows:

@@ -77,7 +77,7 @@ def network(job: StepJob, device: torch.device = META) -> Any:
                 num_heads=24, depth=19 // job.part, depth_single_blocks=38 // job.part, axes_dim=[16, 56, 56],
                 theta=10000, patch_size=2, qkv_bias=True, guidance_embed=True, txt_ids_dims=[], **common,
             )  # fmt: skip
-            return in_fp8(made) if job.fp8 else made
+            return in_fp8(made, device) if job.fp8 else made
         case "zimage":
             return NextDiT(
                 patch_size=2, in_channels=16, dim=3840, cap_feat_dim=2560, n_layers=30 // job.part, qk_norm=True,
@@ -92,24 +92,35 @@ def network(job: StepJob, device: torch.device = META) -> Any:
     raise AssertionError(job.family)
 
 
-def in_fp8(made: torch.nn.Module) -> torch.nn.Module:
-    """Return the network with the weights of its blocks' linear layers in fp8, as its scaled files have them."""
+def in_fp8(made: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """Return the network with the weights of its blocks' linear layers in fp8, as its scaled files have them.
+
+    The scales are 1: what a step takes does not depend on them.
+    """
     for name, layer in made.named_modules():
         if not isinstance(layer, comfy.ops.CastWeightBiasOp) or not hasattr(layer, "_orig_shape"):
             continue
         shape, layer.quant_format = layer._orig_shape, None
         if "blocks" not in name:
-            layer.weight = torch.nn.Parameter(torch.empty(shape, device=META, dtype=torch.bfloat16))
+            layer.weight = torch.nn.Parameter(torch.empty(shape, device=device, dtype=torch.bfloat16))
             continue
         layer.quant_format, layer.layout_type = "float8_e4m3fn", "TensorCoreFP8E4M3Layout"
         params = comfy.quant_ops.get_layout_class(layer.layout_type).Params(
-            scale=torch.empty((), device=META), orig_dtype=torch.bfloat16, orig_shape=shape
+            scale=torch.ones((), device=device), orig_dtype=torch.bfloat16, orig_shape=shape
         )
-        stored = torch.empty(shape, device=META, dtype=torch.float8_e4m3fn)
+        drawn = torch.randn(shape, device=device, dtype=torch.bfloat16) / shape[-1] ** 0.5
+        stored = drawn.to(torch.float8_e4m3fn)
         layer.weight = torch.nn.Parameter(
             comfy.quant_ops.QuantizedTensor(stored, layer.layout_type, params), requires_grad=False
         )
     return made
+
+
+def draw(made: torch.nn.Module) -> None:
+    """Fill all weights but those of `in_fp8` with random numbers, which keep what goes through them about as large."""
+    for parameter in made.parameters():
+        if not isinstance(parameter, comfy.quant_ops.QuantizedTensor):
+            parameter.normal_(std=max(1, parameter[0].numel()) ** -0.5 if parameter.ndim else 1.0)
 
 
 def forward(made: Any, job: StepJob, texts: tuple[int, ...], device: torch.device = META) -> None:

@@ -21,10 +21,10 @@ from tests.gpu.results import Failure, Results, arguments, out_of
 PARTS: Mapping[str, float] = {
     "card": 2.0,
     "tests": 8.0,
-    "transformers": 9.0,
-    "jobs": 11.0,
+    "transformers": 11.0,
+    "jobs": 10.0,
     "parity": 6.0,
-    "curves": 9.0,
+    "curves": 8.0,
 }
 """By part of a run, in order: how many minutes it may take, on one H100 with a ComfyUI. An estimate."""
 TESTS = ("pytest", "-o", "addopts=", "-q", "-m", "gpu", "tests/gpu/test_card.py")

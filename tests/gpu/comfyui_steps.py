@@ -20,7 +20,7 @@ ASKED, OUT = sys.argv[1:3]
 sys.path.append(str(Path(__file__).parents[2]))
 
 from bench.step_jobs import GPU_JOBS, SMALL_JOBS  # noqa: E402
-from bench.steps_comfyui import forward, network  # noqa: E402
+from bench.steps_comfyui import draw, forward, network  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -29,8 +29,7 @@ def main() -> None:
     asked = json.loads(Path(ASKED).read_text())
     job = (SMALL_JOBS if asked["small"] else GPU_JOBS)[asked["title"]]
     made = network(job, DEVICE).eval().requires_grad_(False)
-    for parameter in made.parameters():
-        parameter.normal_(std=max(1, parameter[0].numel()) ** -0.5 if parameter.ndim else 1.0)
+    draw(made)
     equal = len(set(job.texts)) == 1
     seconds = []
     for _ in range(asked["repeats"] + 1):

@@ -12,14 +12,17 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench.steps import as_on_a_card
 from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.forward import EAGER, Replays
+from serve_app.models.forward_cost import ForwardCost, forward_cost
 from serve_app.models.lora.adapters import LowRank
 from serve_app.models.lora.layers import LoraSet
 from serve_app.models.weights.upload import Ring, copies_of, uploading
 from serve_app.sampling.forward import denoise
 from tests.gpu.bench import Bench
 from tests.gpu.models import FULL_VAE, SMALL_VAE, Model, streamed, vae
+from tests.gpu.predictions import at_least, goal, least_s
 from tests.gpu.results import Figure
 
 ROWS = (1, 2, 4, 8, 16, 32)
@@ -61,22 +64,35 @@ def of_forwards(bench: Bench) -> Iterator[Figure]:
         replayed = model.backbone(bench.device, bench.dtype)
         backbone = model.of(replayed.network.module, Replays())
         for rows in ROWS:
+            cost = row_cost(model, rows, bench.dtype)
+            floor_s = least_s(cost, bench.device)
             work = partial(denoise, model.pieces(backbone, rows))
             took_s, asked_s = bench.seconds(work)
-            yield Figure(f"{model.name}, forward of {rows} rows", 1000 * took_s, "ms")
+            yield Figure(f"{model.name}, forward of {rows} rows", 1000 * took_s, "ms", at_least(floor_s))
             again = partial(denoise, model.pieces(replayed, rows))
             for _ in range(EAGER):
                 again()
             took_again_s, asked_again_s = bench.seconds(again)
-            yield Figure(f"{model.name}, replayed forward of {rows} rows", 1000 * took_again_s, "ms")
+            name = f"{model.name}, replayed forward of {rows} rows"
+            yield Figure(name, 1000 * took_again_s, "ms", at_least(floor_s), goal(floor_s))
             if rows == 2:
                 yield Figure(f"{model.name}, host asks for a forward", 1000 * asked_s, "ms")
                 yield Figure(f"{model.name}, host asks for a replayed forward", 1000 * asked_again_s, "ms")
-                yield Figure(f"{model.name}, kernels of a forward", bench.kernels(work), "")
+                name = f"{model.name}, kernels of a forward"
+                yield Figure(name, bench.kernels(work), "", str(sum(cost.kernels.values())))
             if rows == 8:
-                yield Figure(f"{model.name}, memory of a row", bench.peak_bytes(work) / rows / 2**20, "MiB")
+                row_mib, planned_mib = bench.peak_bytes(work) / rows / 2**20, cost.peak_bytes / rows / 2**20
+                yield Figure(f"{model.name}, memory of a row", row_mib, "MiB", f"{planned_mib:.0f} MiB")
                 yield from _otherwise(bench, model, backbone, took_s)
         del backbone, replayed
+
+
+def row_cost(model: Model, rows: int, dtype: torch.dtype) -> ForwardCost:
+    """Return the cost of a forward, as the planner counts it."""
+    cells = model.side // 8
+    x, [(cond, options)] = torch.empty(rows, 4, cells, cells), model.conditioning(0)
+    with as_on_a_card():
+        return forward_cost(model.family, model.family.empty().to(dtype), x, cond, options)
 
 
 def _otherwise(bench: Bench, model: Model, backbone: RecipeBackbone, usual_s: float) -> Iterator[Figure]:

@@ -1,39 +1,21 @@
-"""What one H100 was predicted to take, by counts of kernels and a roofline, before any card was there.
-
-Replayed forwards were predicted with weights channels last and fused norms, neither of which is there.
-"""
+"""What a card is predicted to take: forwards by the planner's counts and roofline, and the rest as one H100 was."""
 
 from __future__ import annotations
+
+import torch
+
+from serve_app.models.forward_cost import ForwardCost
+from serve_app.models.weights.memory_plan import PartPlan
+from serve_app.models.weights.roofline import assumed_card, forward_s
+
+OVER = 1.25
+"""How much longer than the roofline a forward is to take at most."""
 
 PREDICTED: dict[str, tuple[str, str]] = {
     "matmul 8192³, bf16": ("798 TFLOP/s", ""),
     "copy on the card": ("3.0 TB/s", ""),
-    "SD 1.5, forward of 2 rows": ("8.2 ms", ""),
-    "SD 1.5, replayed forward of 2 rows": ("4.7 ms", "4.7 ms"),
-    "SD 1.5, forward of 4 rows": ("14.8 ms", ""),
-    "SD 1.5, replayed forward of 4 rows": ("9.2 ms", "9.2 ms"),
-    "SD 1.5, forward of 8 rows": ("28 ms", ""),
-    "SD 1.5, replayed forward of 8 rows": ("18.4 ms", "18.4 ms"),
-    "SD 1.5, forward of 16 rows": ("55 ms", ""),
-    "SD 1.5, replayed forward of 16 rows": ("37 ms", "37 ms"),
-    "SD 1.5, forward of 32 rows": ("108 ms", ""),
-    "SD 1.5, replayed forward of 32 rows": ("73 ms", "73 ms"),
-    "SDXL, forward of 2 rows": ("42 ms", ""),
-    "SDXL, replayed forward of 2 rows": ("31 ms", "31 ms"),
-    "SDXL, forward of 4 rows": ("84 ms", ""),
-    "SDXL, replayed forward of 4 rows": ("62 ms", "62 ms"),
-    "SDXL, forward of 8 rows": ("167 ms", ""),
-    "SDXL, replayed forward of 8 rows": ("124 ms", "124 ms"),
-    "SDXL, forward of 16 rows": ("332 ms", ""),
-    "SDXL, replayed forward of 16 rows": ("249 ms", "249 ms"),
-    "SDXL, forward of 32 rows": ("664 ms", ""),
-    "SDXL, replayed forward of 32 rows": ("498 ms", "498 ms"),
     "SD 1.5, host asks for a forward": ("24.7 ms on a slow CPU", ""),
     "SDXL, host asks for a forward": ("48.9 ms on a slow CPU", ""),
-    "SD 1.5, kernels of a forward": ("728, and those of biases and layouts", ""),
-    "SDXL, kernels of a forward": ("1842, and those of biases and layouts", ""),
-    "SD 1.5, memory of a row": ("65 MiB", ""),
-    "SDXL, memory of a row": ("158 MiB", ""),
     "SD 1.5, unequal texts over equal ones": ("1.1 or more", "1.0"),
     "VAE, decode of 512×512": ("8 to 13 ms", ""),
     "VAE, decode of 1024×1024": ("32 to 52 ms", ""),
@@ -58,4 +40,20 @@ PREDICTED: dict[str, tuple[str, str]] = {
     "SD 1.5, a joining job's first step over a forward": ("3 at most: two in flight and its own", "3"),
     "SDXL, a joining job's first step over a forward": ("3 at most: two in flight and its own", "3"),
 }
-"""By what is measured: what was predicted, and the goal, for one H100."""
+"""By what is measured: what was predicted for one H100 before any was there, and the goal."""
+
+
+def least_s(cost: ForwardCost, device: torch.device) -> float:
+    """Return how many seconds a forward takes a device at least, by the speed that is assumed of it."""
+    memory_bytes = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+    return forward_s(cost, PartPlan(0, 0), assumed_card(memory_bytes))
+
+
+def at_least(seconds: float) -> str:
+    """Return a prediction by the roofline."""
+    return f"{1000 * seconds:.3g} ms at least"
+
+
+def goal(seconds: float) -> str:
+    """Return the goal of what takes so many seconds by the roofline."""
+    return f"{1000 * OVER * seconds:.3g} ms"

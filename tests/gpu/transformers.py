@@ -11,36 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from bench.step_jobs import GPU_JOBS, SMALL_JOBS, StepJob
-from bench.steps import as_on_a_card, family_of, network, rows
-from serve_app.models.families.family import Rows
+from bench.steps import as_on_a_card, family_of, network, put_in_fp8, rows, step
 from serve_app.models.forward_cost import Counting, ForwardCost
-from serve_app.models.weights.memory_plan import ACTIVATIONS_MARGIN, PartPlan
-from serve_app.models.weights.planner import part_size
-from serve_app.models.weights.roofline import Card, assumed_card, forward_s
+from serve_app.models.weights.memory_plan import ACTIVATIONS_MARGIN
 from tests.gpu.bench import Bench
 from tests.gpu.models import random_weights
+from tests.gpu.predictions import at_least, goal, least_s
 from tests.gpu.results import Figure
 
 SIDE = Path(__file__).with_name("comfyui_steps.py")
-OVER = 1.25
-"""How much longer than the roofline a step is to take at most."""
 DTYPE = torch.bfloat16
 
 
 def of_transformers(bench: Bench) -> Iterator[Figure]:
     """Measure a step of each, its activations, and how long ComfyUI's modules take, where one is named."""
     for title, job in (SMALL_JOBS if bench.small else GPU_JOBS).items():
-        cost, nbytes = planned(job)
-        floor_s = forward_s(cost, PartPlan(nbytes, nbytes), assumed(bench.device))
+        cost = step_cost(job)
+        floor_s = least_s(cost, bench.device)
         module = random_weights(family_of(job), bench.device, DTYPE)
-        given = [rows(job, length, bench.device) for length in job.texts]
-        work = partial(family_of(job).forward, module, given)
+        if job.fp8:
+            put_in_fp8(module)
+        work = partial(step, job, module, [rows(job, length, bench.device) for length in job.texts])
         took_s, asked_s = bench.seconds(work)
-        goal = f"{1000 * OVER * floor_s:.3g} ms"
-        yield Figure(f"{title}, step", 1000 * took_s, "ms", f"{1000 * floor_s:.3g} ms at least", goal)
+        yield Figure(f"{title}, step", 1000 * took_s, "ms", at_least(floor_s), goal(floor_s))
         yield Figure(f"{title}, host asks for a step", 1000 * asked_s, "ms", "less than the step")
         peak = ACTIVATIONS_MARGIN * cost.peak_bytes / 2**20
         yield Figure(f"{title}, activations", bench.peak_bytes(work) / 2**20, "MiB", f"{peak:.0f} MiB at most")
@@ -52,15 +47,9 @@ def of_transformers(bench: Bench) -> Iterator[Figure]:
             yield Figure(f"{title}, over ComfyUI's speed", theirs / took_s, "", "", "1.0")
 
 
-def planned(job: StepJob) -> tuple[ForwardCost, int]:
-    """Return the cost of a job's step and the bytes of its weights, as the planner counts them."""
-    empty: nn.Module = network(job)
-    given: list[Rows] = [rows(job, length) for length in job.texts]
+def step_cost(job: StepJob) -> ForwardCost:
+    """Return the cost of a job's step, as the planner counts it."""
+    given = [rows(job, length) for length in job.texts]
     with as_on_a_card(), torch.inference_mode(), Counting() as counting:
-        family_of(job).forward(empty, given)
-    return ForwardCost(counting.peak_bytes, dict(counting.kernels)), part_size(empty).nbytes
-
-
-def assumed(device: torch.device) -> Card:
-    """Return the card whose speed is assumed."""
-    return assumed_card(torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0)
+        step(job, network(job), given)
+    return ForwardCost(counting.peak_bytes, dict(counting.kernels))
