@@ -18,7 +18,8 @@ import torch
 
 ASKED, FOLDER, OUT = sys.argv[1:4]
 sys.argv = ["main.py"] if torch.cuda.is_available() else ["main.py", "--cpu"]
-sys.path.insert(0, os.getcwd())
+# Not this folder, whose modules have names of packages.
+sys.path[0] = os.getcwd()
 
 import comfy.options  # noqa: E402
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 ASKED, OUT = sys.argv[1:3]
-sys.path.append(str(Path(__file__).parents[2]))
+# Not this folder, whose modules have names of packages.
+sys.path[0] = str(Path(__file__).parents[2])
 
 from bench.step_jobs import GPU_JOBS, SMALL_JOBS  # noqa: E402
 from bench.steps_comfyui import draw, forward, network  # noqa: E402

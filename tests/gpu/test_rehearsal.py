@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.step_jobs import SMALL_JOBS
 from tests.gpu import __main__ as command
 from tests.gpu import measure
 from tests.gpu.bench import Bench
@@ -76,11 +77,21 @@ def test_all_that_was_predicted_is_measured(parts: Callable[[str], dict[str, flo
     assert set(PREDICTED) - found == BESIDE_COMFYUI
 
 
+def beside_comfyui(out: Path, part: str) -> dict[str, float]:
+    """Return the figures of a part that is rehearsed beside a ComfyUI."""
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    return rehearsed(out, part, "--comfyui", os.environ["COMFYUI_HOME"], "--comfyui-python", python)
+
+
+@pytest.mark.comfyui
+def test_comfyuis_modules_run_the_same_steps_beside(tmp_path: Path) -> None:
+    found = beside_comfyui(tmp_path / "rehearsed.jsonl", "transformers")
+    assert {title for title in SMALL_JOBS if f"{title}, over ComfyUI's speed" in found} == SMALL_JOBS.keys()
+
+
 @pytest.mark.comfyui
 def test_comfyui_samples_the_same_files_beside(tmp_path: Path) -> None:
-    beside = ("--comfyui", os.environ["COMFYUI_HOME"])
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    found = rehearsed(tmp_path / "rehearsed.jsonl", "jobs", *beside, "--comfyui-python", python)
+    found = beside_comfyui(tmp_path / "rehearsed.jsonl", "jobs")
     assert set(found) >= BESIDE_COMFYUI
     for model in SMALL:
         assert found[f"{model.name}, euler, eight jobs over ComfyUI's speed"] > 0

@@ -49,7 +49,7 @@ def of_transformers(bench: Bench) -> Iterator[Figure]:
 
 def step_cost(job: StepJob) -> ForwardCost:
     """Return the cost of a job's step, as the planner counts it."""
-    given = [rows(job, length) for length in job.texts]
+    made, given = network(job), [rows(job, length) for length in job.texts]
     with as_on_a_card(), torch.inference_mode(), Counting() as counting:
-        step(job, network(job), given)
+        step(job, made, given)
     return ForwardCost(counting.peak_bytes, dict(counting.kernels))
