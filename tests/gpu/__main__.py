@@ -21,10 +21,11 @@ from tests.gpu.results import Failure, Results, arguments, out_of
 PARTS: Mapping[str, float] = {
     "card": 2.0,
     "tests": 8.0,
-    "transformers": 11.0,
-    "jobs": 10.0,
+    "servers": 3.0,
+    "transformers": 10.0,
+    "jobs": 9.0,
     "parity": 6.0,
-    "curves": 8.0,
+    "curves": 7.0,
 }
 """By part of a run, in order: how many minutes it may take, on one H100 with a ComfyUI. An estimate."""
 TESTS = ("pytest", "-o", "addopts=", "-q", "-m", "gpu", "tests/gpu/test_card.py")

@@ -4,7 +4,7 @@
     python -m tests.gpu.measure --rehearse jobs     # small networks, on a card that only claims to be one
 
 A stage has several measures, and one that fails keeps no other from being taken. Weights are random: speed does not
-depend on them, so no file is needed. Neither is Ray. bench/README.md has what the stages measure.
+depend on them, so no file is needed. Neither is Ray, but for `servers`. bench/README.md has what the stages measure.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tests.gpu.jobs import of_jobs
 from tests.gpu.parity import of_process, of_rows, of_workflows
 from tests.gpu.predictions import PREDICTED
 from tests.gpu.results import Failure, Figure, Results, Stage, arguments, out_of
+from tests.gpu.servers import of_servers
 from tests.gpu.transformers import of_transformers
 from tests.parity.comfyui import ComfyUI
 
@@ -39,6 +40,7 @@ STAGES: Mapping[str, Sequence[Callable[[Bench], Iterator[Figure]]]] = {
     "curves": (of_forwards, of_ends),
     "transformers": (of_transformers,),
     "jobs": (of_jobs, of_images, of_files),
+    "servers": (of_servers,),
 }
 
 
