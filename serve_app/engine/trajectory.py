@@ -30,6 +30,7 @@ from serve_app.sampling.latents.layout import ONE_PART
 from serve_app.sampling.lazy_sum import Latents, LazySum, compute, value
 from serve_app.sampling.noise import after_noise
 from serve_app.sampling.request import Sampled, SamplingRequest
+from serve_app.sampling.samplers import autoregressive
 from serve_app.sampling.samplers.error_estimate import ErrorEstimate
 from serve_app.sampling.samplers.evaluation import Evaluation, Sampler
 from serve_app.sampling.transfer import to_device, to_host
@@ -179,7 +180,9 @@ class Trajectory:
             )
         recipe, seeded = r.guider.backbone, partial(after_noise, layout.shapes_of(given), r.noise.seed, r.batch_index)
         layers = LayerPatches(recipe.patches, levels, seeded)
-        rule, caches = rule_of(r.guider, levels, layout), recipe.all(EasyCache)
+        # Caches compare evaluations, and those of a video that is made block by block are of several sizes.
+        caches = () if r.sampler.name == autoregressive.NAME else recipe.all(EasyCache)
+        rule = rule_of(r.guider, levels, layout)
         hooks = None
         if (variant := self._variant) is not None:
             hooks = HookSchedule(levels, float(sigmas.max()), lambda further: variant(further).during(sigmas))

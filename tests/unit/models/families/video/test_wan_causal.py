@@ -21,6 +21,7 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.models.network import LoadedNetwork
 from serve_app.recipe.context import ContextWindows, FirstFrames
 from serve_app.recipe.guidance import SkippedBlocks
+from serve_app.recipe.layers import EasyCache
 from serve_app.recipe.training import Flow
 from serve_app.sampling.forward import Canvas, answered
 from serve_app.sampling.request import SamplingRequest
@@ -156,6 +157,11 @@ def asked(frames: int = 2, **more: Any) -> SamplingRequest:
     return replace(made, sampler=sampler, **more)
 
 
+def with_patch(patch: FirstFrames | ContextWindows | EasyCache) -> SamplingRequest:
+    made = asked()
+    return replace(made, guider=replace(made.guider, backbone=made.guider.backbone.with_patch(patch)))
+
+
 def run(trajectory: Trajectory, at_most: int = 1000) -> None:
     trajectory.start()
     while trajectory.result is None and at_most:
@@ -203,12 +209,21 @@ def test_what_cannot_be_made_block_by_block_is_refused(family: Wan, change: dict
 def test_a_beginning_of_another_size_and_context_windows_are_refused(
     network: nn.Module, patch: FirstFrames | ContextWindows, words: str
 ) -> None:
-    made = asked()
-    guider = replace(made.guider, backbone=made.guider.backbone.with_patch(patch))
     with pytest.raises(NodeError, match=words):
-        run(Trajectory(backbone(FAMILY, network), replace(made, guider=guider)))
+        run(Trajectory(backbone(FAMILY, network), with_patch(patch)))
 
 
 def test_what_a_run_keeps_is_counted() -> None:
     of_a_video = torch.empty(1, 16, 21, 60, 104, device="meta")
     assert WanCausal(1536, 30, 8960, 4096).kept_bytes(of_a_video) == 2 * 30 * 21 * 30 * 52 * 1536 * 2
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_step_caches_are_left_out(network: nn.Module, whole: bool) -> None:
+    requests = asked(), with_patch(EasyCache(9.0, 0.0, 1.0, whole))
+    usual, cached = (Trajectory(backbone(FAMILY, network), request) for request in requests)
+    run(usual)
+    run(cached)
+    assert usual.result is not None
+    assert cached.result is not None
+    torch.testing.assert_close(cached.result.latents, usual.result.latents)
